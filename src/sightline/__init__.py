@@ -1,0 +1,74 @@
+"""Sightline: which part of an image made a vision model say what it said, and how far to believe the picture."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Names are found where they are used first, so that `import sightline` loads no torch.
+_HOME = {
+    "Adapter": "models.adapter",
+    "Capture": "engine.capture",
+    "Heatmap": "heatmap",
+    "Method": "methods.registry",
+    "Probe": "engine.probe",
+    "SightlineError": "errors",
+    "View": "models.view",
+    "adapt": "models.adapter",
+    "attribute": "flow",
+    "capture": "flow",
+    "class_logit": "engine.targets",
+    "compare": "flow",
+    "explain": "flow",
+    "list_methods": "methods",
+    "load_model": "models.load",
+    "log_probability": "engine.targets",
+    "margin": "engine.targets",
+    "method": "methods.registry",
+    "probability": "engine.targets",
+    "read_image": "data.images",
+    "save": "heatmap",
+    "share_scale": "heatmap",
+    "side_by_side": "heatmap",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sightline' has no attribute {name!r}")
+    value = getattr(import_module(f"sightline.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "errors"]
+
+
+if TYPE_CHECKING:
+    from sightline.data.images import read_image as read_image
+    from sightline.engine.capture import Capture as Capture
+    from sightline.engine.probe import Probe as Probe
+    from sightline.engine.targets import class_logit as class_logit
+    from sightline.engine.targets import log_probability as log_probability
+    from sightline.engine.targets import margin as margin
+    from sightline.engine.targets import probability as probability
+    from sightline.errors import SightlineError as SightlineError
+    from sightline.flow import attribute as attribute
+    from sightline.flow import capture as capture
+    from sightline.flow import compare as compare
+    from sightline.flow import explain as explain
+    from sightline.heatmap import Heatmap as Heatmap
+    from sightline.heatmap import save as save
+    from sightline.heatmap import share_scale as share_scale
+    from sightline.heatmap import side_by_side as side_by_side
+    from sightline.methods import list_methods as list_methods
+    from sightline.methods.registry import Method as Method
+    from sightline.methods.registry import method as method
+    from sightline.models.adapter import Adapter as Adapter
+    from sightline.models.adapter import adapt as adapt
+    from sightline.models.load import load_model as load_model
+    from sightline.models.view import View as View

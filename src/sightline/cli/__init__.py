@@ -1,0 +1,41 @@
+"""The command line: one file a command, each of which parses, calls the library and prints."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sightline.cli.output import fail
+from sightline.errors import SightlineError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Shows which part of an image made a vision model say what it said. Start with: sightline explain PHOTO. "
+    "Any command takes --debug, which shows the whole error.",
+)
+
+
+def main() -> None:
+    """Entry point: our errors become one message on stderr and exit code 2, without a traceback."""
+    from sightline.cli import compare, doctor, explain, layers, methods, models
+
+    for command in (explain, compare, models, layers, methods, doctor):
+        app.command(command.__name__.rpartition(".")[2])(command.run)
+    debug = "--debug" in sys.argv
+    try:
+        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+    except SightlineError as error:
+        if debug:
+            raise
+        fail(str(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = None
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        fail(f"unexpected {type(error).__name__}: {error}. This is a fault of sightline; --debug shows where")

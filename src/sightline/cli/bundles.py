@@ -1,0 +1,202 @@
+"""Explains pictures one after the other, writes a bundle for each, and prints what `explain` and `compare` print."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sightline.cli.output import plain, say, tell, waiting
+from sightline.errors import ImageError, MethodError, NonFiniteError, OutputError
+
+DEFAULT_FOLDER = Path("sightline-out")
+
+
+def write_bundles(
+    photos: Sequence[str],
+    *,
+    model: str,
+    weights: Path | None,
+    random_weights: bool,
+    methods: Sequence[str] | None,
+    targets: Sequence[str],
+    layer: str | None,
+    options: Sequence[str],
+    top: int,
+    style: str,
+    colormap: str | None,
+    own_scale: bool,
+    folder: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """The body of `explain` and `compare`. A picture that fails is told at the end, and the others go on; exit code 1."""
+    from sightline.heatmap import check_free
+
+    images = find_images(photos, folder)
+    places = name_folders(images, folder)
+    for place in places:
+        check_free(place, force)
+    given = dict(_option(text) for text in options)
+    _check_style(style, colormap)
+    with waiting(f"loading {plain(model)}"):
+        from sightline.flow import compare
+        from sightline.heatmap import save
+        from sightline.methods.registry import find
+        from sightline.models.load import load_model
+
+        for name in methods or ():
+            find(name)
+        adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layer)
+    failed: list[tuple[Path, str]] = []
+    done = 0
+    try:
+        with _progress(len(images)) as step:
+            for image, place in zip(images, places, strict=True):
+                try:
+                    found = compare(
+                        image,
+                        adapter,
+                        methods=methods,
+                        targets=list(targets) or [None],
+                        layer=layer,
+                        options=given,
+                        same_scale=not own_scale,
+                    )
+                    save(found, place, style=style, colormap=colormap, force=force, same_scale=not own_scale)
+                except (ImageError, NonFiniteError, MemoryError) as error:
+                    failed.append((image, str(error) or "not enough memory"))
+                    if as_json:
+                        say(json.dumps({"image": str(image), "size": None, "error": str(error)}, ensure_ascii=False))
+                else:
+                    (_say_json if as_json else _say)(image, place, found, top)
+                done += 1
+                step()
+    except KeyboardInterrupt:
+        tell(f"stopped after {done} of {len(images)} pictures; what is in {folder} is complete")
+        raise typer.Exit(130) from None
+    for image, reason in failed:
+        tell(f"failed: {plain(image)}: {plain(reason, 1000)}")
+    if failed:
+        tell(f"{len(failed)} of {len(images)} pictures failed; the others are done")
+        raise typer.Exit(1)
+
+
+def find_images(photos: Sequence[str], folder: Path) -> list[Path]:
+    """The files that files, folders (with all below them) and globs stand for, each once, folders in order of names."""
+    from sightline.data.images import SUFFIXES
+
+    found: dict[Path, None] = {}
+    for photo in photos:
+        path = Path(photo)
+        if path.is_dir():
+            inside = sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
+            pictures = [one for one in inside if one.suffix.lower() in SUFFIXES]
+            if folder.resolve().is_relative_to(path.resolve()):
+                raise OutputError(
+                    f"{folder} lies inside the folder of pictures {path}, into which nothing is written; choose another place with -o"
+                )
+            if not pictures:
+                raise ImageError(
+                    f"there is no picture in {path}; expected files that end in {', '.join(sorted(SUFFIXES))}"
+                )
+            if len(pictures) < len(inside):
+                tell(
+                    f"{plain(path)}: {len(inside) - len(pictures)} files that are no pictures by their names are left out"
+                )
+        elif not path.exists() and glob.has_magic(photo):
+            pictures = [Path(one) for one in sorted(glob.glob(photo, recursive=True)) if not Path(one).is_dir()]
+            if not pictures:
+                raise ImageError(f"no file fits {photo!r}")
+        else:
+            pictures = [path]
+        found.update(dict.fromkeys(pictures))
+    return list(found)
+
+
+def name_folders(images: Sequence[Path], folder: Path) -> list[Path]:
+    """One folder an image below `folder`: its name without ending, with it where two would clash, else numbered."""
+    stems = [image.stem for image in images]
+    taken: set[str] = set()
+    places = []
+    for image in images:
+        name = image.stem if stems.count(image.stem) == 1 else image.name
+        unique, number = name, 1
+        while unique.lower() in taken:
+            number += 1
+            unique = f"{name}-{number}"
+        taken.add(unique.lower())
+        places.append(folder / unique)
+    return places
+
+
+def _say(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
+    from sightline.render.panel import percent
+
+    first = found[0]
+    says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:top]) or "no classes"
+    say(f"{plain(image)} ({first.photo.width} x {first.photo.height})")
+    say(f"  says: {plain(says, 1000)}")
+    for one in found:
+        say(
+            f"  {one.method} for {plain(one.label)}: strongest at x {one.peak[0]}, y {one.peak[1]} (layer {one.layer}, {one.raw.shape[0]}x{one.raw.shape[1]})"
+        )
+    for warning in dict.fromkeys(warning for one in found for warning in one.warnings):
+        say(f"  note: {plain(warning)}")
+    say(f"  picture: {plain(place / 'panel.png')}")
+
+
+def _say_json(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
+    from sightline.heatmap import file_names
+
+    first = found[0]
+    maps = []
+    for number, one in enumerate(found, 1):
+        maps.append(one.record({kind: str(place / name) for kind, name in file_names(number, len(found)).items()}))
+    line = {
+        "image": str(image),
+        "size": {"width": first.photo.width, "height": first.photo.height},
+        "predictions": [one._asdict() for one in first.predictions[:top]],
+        "maps": maps,
+    }
+    say(json.dumps(line, ensure_ascii=False))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise MethodError(f"--option {text!r}; expected NAME=VALUE, such as normalise=true")
+    try:
+        return name.replace("-", "_"), json.loads(value.lower() if value.lower() in ("true", "false") else value)
+    except ValueError:
+        return name.replace("-", "_"), value
+
+
+def _check_style(style: str, colormap: str | None) -> None:
+    """Told before the model is loaded, not after."""
+    from sightline.render.colormap import palette
+    from sightline.render.overlay import check_style
+
+    check_style(style)
+    if colormap is not None:
+        palette(colormap)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar on stderr for more than one picture; nothing where no terminal is."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    console = Console(stderr=True)
+    if total < 2 or not console.is_terminal:
+        yield lambda: None
+        return
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("explaining", total=total)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,85 @@
+"""`sightline explain`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.cli.bundles import DEFAULT_FOLDER, write_bundles
+
+Photos = Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Files, folders or globs.")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="bundled, torchvision:NAME or timm:NAME; see: sightline models")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="A local state dict (.safetensors, .pt, .pth) instead of the official weights."),
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Untrained, to try things out; every output says so.")
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="CLASS",
+        help="Class name, a unique part of one, or number; again for more. [default: the prediction]",
+    ),
+]
+LayerName = Annotated[
+    str | None, typer.Option("--layer", metavar="NAME", help="See: sightline layers MODEL. [default: chosen]")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="Option of the method; see: sightline methods"),
+]
+Top = Annotated[int, typer.Option("--top", min=1, help="How many of the model's answers to show.")]
+StyleName = Annotated[str, typer.Option("--style", help="heat, grey-photo, contours, spotlight or flat.")]
+Colormap = Annotated[str | None, typer.Option("--colormap", help="Any name of matplotlib. [default: inferno]")]
+OwnScale = Annotated[
+    bool, typer.Option("--own-scale", help="Stretch each map to its own maximum; strengths then do not compare.")
+]
+Folder = Annotated[
+    Path, typer.Option("-o", "--output", metavar="DIR", help="Where the bundles go, one folder an image.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace earlier bundles.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, one object an image.")]
+
+
+def run(
+    photos: Photos,
+    model: ModelName = "bundled",
+    target: Targets = None,
+    method: Annotated[str, typer.Option("--method", help="See: sightline methods")] = "grad-cam",
+    layer: LayerName = None,
+    option: Options = None,
+    top: Top = 3,
+    style: StyleName = "heat",
+    colormap: Colormap = None,
+    own_scale: OwnScale = False,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    output: Folder = DEFAULT_FOLDER,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Show what the model says about photographs, and where it looks."""
+    write_bundles(
+        photos,
+        model=model,
+        weights=weights,
+        random_weights=random_weights,
+        methods=[method],
+        targets=target or [],
+        layer=layer,
+        options=option or [],
+        top=top,
+        style=style,
+        colormap=colormap,
+        own_scale=own_scale,
+        folder=output,
+        force=force,
+        as_json=json,
+    )

@@ -1,0 +1,1 @@
+"""Pictures and folders of pictures: the only place that opens a file somebody brings."""

@@ -1,0 +1,284 @@
+"""`read_image`: any picture becomes upright 8-bit RGB, or is refused by name."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from sightline.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MAX_PIXELS = 100_000_000
+_MAX_SCANS = 100
+_ON_WHITE = "transparency laid on white"
+
+Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
+
+
+class ImageMeta(TypedDict):
+    """What is known of a picture beside its pixels."""
+
+    name: str
+    format: str | None
+    mode: str
+    size: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, ImageMeta]:
+    """Opens a picture as upright 8-bit RGB, or says why not.
+
+    Args:
+        source: path, the bytes of a file, PIL image, or array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
+            bool, uint8, uint16, or floats in 0..1. JPEG, PNG, WebP, BMP, GIF and TIFF (first frame) are read.
+        max_pixels: larger pictures are refused from their header, before anything is decoded. Pillow's own
+            limit (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels) holds too.
+
+    Returns:
+        The picture (RGB, without any metadata) and what was done to it. 16-bit pictures are scaled from the full
+        range of their type, floats beyond 0..1 by their own range, transparency is laid on white.
+
+    Raises:
+        ImageError: anything else, whatever the bytes are.
+    """
+    if isinstance(source, Image.Image):
+        with _hostile("picture"):
+            return _to_rgb(source, "picture", source.format, max_pixels, ours=False)
+    if isinstance(source, np.ndarray):
+        image, notes = _from_array(source)
+        rgb, meta = _to_rgb(image, "array", None, max_pixels)
+        return rgb, {**meta, "notes": notes + meta["notes"]}
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(io.BytesIO(source), "bytes", max_pixels)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"{type(source).__name__} is no picture: give a path, bytes, a PIL image or an array (H, W, 3); "
+            "a ready tensor goes to sightline.attribute()"
+        )
+    path = Path(source)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(f"{path} is not a regular file")
+        # Opened without blocking, so that a pipe put in its place meanwhile is not waited for.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            return _decode(file, str(path), max_pixels)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+        raise ImageError(f"{path} can't be opened: {reason}") from error
+
+
+def _decode(file: Any, name: str, max_pixels: int) -> tuple[Image.Image, ImageMeta]:
+    if not file.read(1):
+        raise ImageError(f"{name} is empty")
+    file.seek(0)
+    with _hostile(name), Image.open(file, formats=FORMATS) as image:
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(file, name)
+        return _to_rgb(image, name, image.format, max_pixels)
+
+
+def _check_scans(file: Any, name: str) -> None:
+    """A progressive JPEG may repeat its scans without end, each of them a pass over all pixels."""
+    at = file.tell()
+    file.seek(0)
+    scans = sum(block.count(b"\xff\xda") for block in iter(lambda: file.read(1 << 20), b""))
+    file.seek(at)
+    if scans > _MAX_SCANS:
+        raise ImageError(f"{name} has {scans} scans; no camera writes more than {_MAX_SCANS}")
+
+
+class _Quiet:
+    """Pillow's warnings are off while any thread reads a picture: what they tell is either an error here or harmless.
+
+    `warnings.catch_warnings` alone is not safe between threads; the first one in saves the filters, the last one out
+    puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._readers = threading.Lock(), 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._readers == 0:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                if self._readers == 0:
+                    self._saved.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+@contextmanager
+def _hostile(name: str) -> Iterator[None]:
+    """Whatever Pillow raises while it reads becomes an `ImageError`."""
+    try:
+        with _quiet():
+            yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is no picture that can be read; expected one of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} declares too many pixels and is not decoded: {error}") from error
+    except MemoryError as error:
+        raise ImageError(f"{name} needs more memory than there is") from error
+    except Exception as error:  # a hostile file makes the decoders raise whatever it likes
+        raise ImageError(f"{name} is broken: {str(error) or type(error).__name__}") from error
+
+
+def _to_rgb(
+    source: Image.Image, name: str, file_format: str | None, max_pixels: int, *, ours: bool = True
+) -> tuple[Image.Image, ImageMeta]:
+    image = source
+    width, height = image.size
+    limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+    if width * height > limit:
+        raise ImageError(f"{name} has {width} x {height} pixels; the limit is {limit:,}. Make it smaller first")
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels ({width} x {height})")
+    notes: list[str] = []
+    if getattr(image, "is_animated", False):  # counting the frames could take for ever
+        notes.append("only the first of several frames is used")
+    mode = image.mode
+    _refuse_misread(image, name)
+    image.load()
+    orientation = image.getexif().get(0x0112, 1)  # read after loading: PNG may keep it behind the pixels
+    image = _eight_bit(image, name, notes)
+    rgb = image.convert("RGB") if image.mode != "RGB" else image
+    rgb = rgb._new(rgb.im) if ours or rgb is not source else rgb.copy()  # a bare picture: no EXIF, no GPS, no comment
+    rgb.info.clear()
+    if orientation in range(2, 9):
+        rgb.getexif()[0x0112] = orientation
+        rgb = ImageOps.exif_transpose(rgb)
+        rgb.info.clear()
+        notes.append("turned upright as its EXIF data says")
+    meta: ImageMeta = {"name": name, "format": file_format, "mode": mode, "size": rgb.size, "notes": tuple(notes)}
+    return rgb, meta
+
+
+def _refuse_misread(image: Image.Image, name: str) -> None:
+    """What Pillow would open, but with wrong values and without a word."""
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, kinds = tags.get(258, (1,)), tags.get(339, (1,))
+        if max(bits) > 8 and tags.get(262) == 0:
+            raise ImageError(
+                f"{name} is a TIFF of more than 8 bits with white as 0, which can't be read right; save it with black as 0"
+            )
+        if (8 in bits and 2 in kinds) or (32 in bits and 1 in kinds):
+            raise ImageError(
+                f"{name} is a TIFF of signed 8-bit or unsigned 32-bit numbers, which can't be read right; save it as 16-bit"
+            )
+    raw = str(image.tile[0].args) if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+    if image.format == "PNG" and "transparency" in image.info and raw in ("RGB;16B", "L;2", "L;4"):
+        raise ImageError(
+            f"{name} is a PNG whose transparent colour can't be read at this depth; save it with 8 bits and an alpha channel"
+        )
+
+
+def _eight_bit(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
+    """RGB or L with 8 bits, whatever the file's own mode."""
+    if image.mode in ("RGB", "L"):
+        # A single colour can be declared transparent instead of an alpha channel.
+        if "transparency" not in image.info:
+            return image
+    elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        grey = _scaled(image, name, notes)
+        if "transparency" in image.info:
+            notes.append(_ON_WHITE)
+            grey.paste(255, mask=Image.fromarray(np.asarray(image) == image.info["transparency"]))
+        return grey
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() == (255, 255):
+            return image.convert("RGB")
+        notes.append(_ON_WHITE)
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ImageError(f"{name} has the colour mode {image.mode}, which can't be read; save it as RGB") from error
+
+
+def _scaled(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
+    """16-bit, 32-bit and float grey as 8-bit grey, never clipped."""
+    values = np.asarray(image)
+    if _is_16_bit(values) or (image.mode == "I" and image.format == "PNG"):
+        low, high, note = 0.0, 65535.0, "16 bits scaled to 8"
+        if values.max(initial=0) < 4096:
+            note += f"; it uses only 0 to {values.max()} of 65535 and looks black: stretch it first"
+    else:
+        low, high = float(values.min()), float(values.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ImageError(f"{name} holds NaN or infinity")
+        if image.mode == "F" and low >= 0 and high <= 1:
+            low, high = 0.0, 1.0
+        note = f"values from {low:g} to {high:g} scaled to 8 bits"
+    notes.append(note)
+    span = (high - low) or 1.0
+    grey = np.empty(values.shape, np.uint8)
+    rows = max(1, 1_000_000 // values.shape[1])  # in strips, so that a large picture needs no second copy
+    for top in range(0, len(values), rows):
+        strip = values[top : top + rows].astype(np.float64)
+        grey[top : top + rows] = np.rint((strip - low) * (255.0 / span))
+    return Image.fromarray(grey)
+
+
+def _is_16_bit(values: np.ndarray[Any, Any]) -> bool:
+    return values.dtype.kind == "u" and values.dtype.itemsize == 2  # of either byte order
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> tuple[Image.Image, tuple[str, ...]]:
+    shape = array.shape
+    if array.size == 0:
+        raise ImageError(f"array of shape {shape} is empty")
+    if len(shape) == 3 and shape[2] == 1:
+        array = array[..., 0]
+    elif not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))):
+        hint = (
+            "; it looks channels-first: array.transpose(1, 2, 0)" if len(shape) == 3 and shape[0] in (1, 3, 4) else ""
+        )
+        raise ImageError(
+            f"array of shape {shape} is no photograph; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){hint}"
+        )
+    notes: tuple[str, ...] = ()
+    if array.dtype == bool:
+        array = array * np.uint8(255)
+    elif _is_16_bit(array):
+        array, notes = np.rint(array / 257.0), ("16 bits scaled to 8",)
+    elif np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):
+            raise ImageError(f"float array reaches from {low:g} to {high:g}; expected 0 to 1, or uint8 from 0 to 255")
+        array = np.rint(array.astype(np.float64) * 255)
+    elif array.dtype != np.uint8:
+        raise ImageError(
+            f"array of type {array.dtype} is no photograph; expected uint8, uint16, bool, or floats in 0..1"
+        )
+    return Image.fromarray(np.ascontiguousarray(array, np.uint8)), notes

@@ -1,0 +1,217 @@
+"""`capture`: one forward; what the target layers said, and the way from there to any score.
+
+The trunk runs without a graph. At the first target layer the graph begins: its output becomes a leaf, and a clone goes
+on, so that nothing in place can overwrite what was captured. A target then costs one backward through the head alone,
+as do further targets of the same images.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.engine.targets import Asked, score_of
+from sightline.errors import LayerError, ModelError, SightlineError, TargetError
+from sightline.models.adapter import Adapter
+from sightline.models.layers import choose, grid_of, only_grid
+from sightline.models.twin import submodule, twin
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """What one layer said in one forward pass, and what the score has to do with it.
+
+    Attributes:
+        layer: its name.
+        input: what was fed in, (B, C, H, W).
+        activations: (B, C, h, w), detached.
+        output: what the model returned, as `Adapter.logits` gives it; still joined to the layer by the graph.
+        gradients: d score / d activations, (B, C, h, w); None until a target was asked for.
+        scores: the target's score of each image, (B,); None likewise.
+        joint: the layer's output in the graph of `output`.
+    """
+
+    layer: str
+    input: Tensor
+    activations: Tensor
+    output: Any
+    gradients: Tensor | None = None
+    scores: Tensor | None = None
+    joint: Tensor | None = None
+
+
+def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,)) -> list[Capture]:
+    """Runs the model once on x (B, C, H, W) and keeps what the layers said; None is the adapter's own layer.
+
+    Works inside the caller's `no_grad`, `inference_mode` and autocast (which is off meanwhile), with frozen parameters,
+    and leaves the model as it is.
+
+    Raises:
+        LayerError: a layer doesn't exist, wasn't reached, ran twice, or gives no grid.
+        ModelError: the model failed on this input.
+    """
+    check_input(x)
+    with isolated(x):
+        # A copy, so that a model which works on its input in place does not reach the caller's.
+        x = x.detach().clone(memory_format=adapter.memory_format)
+        names = [name or _default_layer(adapter, x) for name in layers]
+        seen, output = _forward(adapter, x, names, trunk_graph=False)
+        if not any(joint.requires_grad for joint in _tensors(output)):
+            # The model switches gradients off in a part of itself (a frozen backbone): begin outside of that.
+            seen, output = _forward(adapter, x, names, trunk_graph=True)
+    return [_captured(adapter, name, seen, output, x) for name in names]
+
+
+def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]:
+    """The captures with scores and gradients for one target per image; costs one backward through the head.
+
+    Raises:
+        TargetError: the target fails, or gives something else than a score per image.
+        LayerError: the score doesn't depend on the layer.
+    """
+    batch = len(captures[0].activations)
+    joints = [_joint(one) for one in captures]
+    with isolated(joints[0]), torch.enable_grad():
+        scores = score_of(asked, captures[0].output, batch)
+        if not scores.requires_grad:
+            raise TargetError(
+                f"the score has no gradient: it doesn't depend on layer {captures[0].layer!r}, or the target or the model cuts "
+                "the graph (detach, argmax, no_grad, gradient checkpointing, quantised parts)"
+            )
+        try:
+            gradients = torch.autograd.grad(scores.sum(), joints, retain_graph=True, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ModelError(
+                f"no gradient can be taken back to layer {captures[0].layer!r}: {error}. Gradient checkpointing and in-place "
+                "changes of the output do this; switch them off"
+            ) from error
+    result = []
+    for one, gradient in zip(captures, gradients, strict=True):
+        if gradient is None:
+            raise LayerError(f"the score doesn't depend on layer {one.layer!r}; choose one that lies on the way to it")
+        result.append(dataclasses.replace(one, gradients=gradient.detach(), scores=scores.detach()))
+    return result
+
+
+def check_input(x: Any) -> None:
+    """Refuses what no model can be fed with."""
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or x.numel() == 0:
+        got = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise ModelError(f"the input is {got}; expected floats of shape (B, C, H, W), at least one image")
+
+
+@contextmanager
+def isolated(x: Tensor) -> Iterator[None]:
+    """The caller's inference mode and autocast are off inside; random numbers drawn by the model are given back."""
+    # With other threads about, giving back the state could hand out their random numbers twice.
+    alone = threading.active_count() == 1
+    devices = [x.device] if x.device.type == "cuda" else []
+    with (
+        torch.inference_mode(False),
+        torch.autocast(x.device.type, enabled=False),
+        torch.random.fork_rng(devices=devices, enabled=alone),
+    ):
+        yield
+
+
+def _default_layer(adapter: Adapter, x: Tensor) -> str:
+    if adapter.layer is not None:
+        return adapter.layer
+    return choose(adapter.module, x[:1])[0]
+
+
+def _forward(adapter: Adapter, x: Tensor, names: Sequence[str], trunk_graph: bool) -> tuple[dict[str, Tensor], Any]:
+    for name in names:
+        if name in adapter.folded:
+            raise LayerError(
+                f"the output of layer {name!r} is gone: its batch norm was folded into it. Ask for the norm's layer, "
+                f"or load with sightline.load_model({adapter.name!r}, for_layer={name!r})"
+            )
+    seen: dict[str, Tensor] = {}
+    calls: dict[str, int] = dict.fromkeys(names, 0)
+
+    def tap(name: str) -> Callable[[Any, Any, Any], Any]:
+        def hook(_module: Any, _args: Any, output: Any) -> Any:
+            calls[name] += 1
+            grid = only_grid(output)
+            if grid is None:
+                return output  # said below, once the forward is over
+            if not (grid.requires_grad and torch.is_grad_enabled()):
+                grid = grid.detach().requires_grad_()
+                torch.set_grad_enabled(True)  # undone at the end of the block below
+            seen[name] = grid
+            return _with_grid(output, grid.clone())
+
+        return hook
+
+    if len({id(submodule(adapter.module, name)) for name in names}) < len(set(names)):
+        raise LayerError(f"the layers {', '.join(names)} are one and the same module; name it once")
+    stand_in = twin(adapter.module, {name: tap(name) for name in names})
+    try:
+        with torch.set_grad_enabled(trunk_graph):
+            output = adapter.logits(stand_in(x))
+    except (SightlineError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{adapter.name} fails on an input of shape {tuple(x.shape)} ({x.dtype}, {x.device}): {error}"
+        ) from error
+    for name, count in calls.items():
+        if count == 0:
+            raise LayerError(
+                f"layer {name!r} was not reached in the forward of {adapter.name}; choose one that runs: sightline layers MODEL"
+            )
+        if count > 1:
+            raise LayerError(
+                f"layer {name!r} ran {count} times in one forward, so that its map would be ambiguous; choose one that runs once"
+            )
+    return seen, output
+
+
+def _captured(adapter: Adapter, name: str, seen: dict[str, Tensor], output: Any, x: Tensor) -> Capture:
+    joint = seen.get(name)
+    if joint is None or grid_of(tuple(joint.shape), tuple(x.shape)) is None:
+        got = f"shape {tuple(joint.shape)}" if joint is not None else "no single (B, C, h, w) tensor"
+        raise LayerError(
+            f"layer {name!r} of {adapter.name} gives no grid larger than 1 x 1 ({got} from an input of {tuple(x.shape)}); "
+            "choose another layer or a larger input: sightline layers MODEL"
+        )
+    return Capture(name, x, joint.detach(), output, joint=joint)
+
+
+def _joint(one: Capture) -> Tensor:
+    if one.joint is None:
+        raise LayerError(f"the capture of {one.layer!r} was cut from its graph; capture again")
+    return one.joint
+
+
+def _with_grid(output: Any, grid: Tensor) -> Any:
+    """The layer's output with its one grid exchanged."""
+    if isinstance(output, Tensor):
+        return grid
+    original = only_grid(output)
+    if isinstance(output, dict):
+        changed = copy.copy(output)
+        changed.update({key: grid for key, part in output.items() if part is original})
+        return changed
+    parts = [grid if part is original else part for part in output]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if hasattr(output, "__dict__") and not isinstance(output, dict | tuple | list):
+        output = vars(output)
+    parts = list(output.values()) if isinstance(output, dict) else output
+    return [tensor for part in parts for tensor in _tensors(part)] if isinstance(parts, tuple | list) else []

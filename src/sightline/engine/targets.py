@@ -1,0 +1,165 @@
+"""What is asked of the model: any function from its output to one score per image, and the names for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.errors import TargetError, did_you_mean
+from sightline.models.adapter import Adapter
+
+Target = Callable[[Any], Tensor]
+TargetSpec = int | str | Target | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One target made ready: its score function, and the class index (None for other scores) and name to show."""
+
+    score: Target
+    index: int | None
+    label: str
+
+
+def class_logit(index: int) -> Target:
+    """The logit of one class."""
+    return lambda output: table(output)[:, index]
+
+
+def margin(of: int, over: int) -> Target:
+    """Logit of one class minus that of another: what separates the two."""
+    return lambda output: table(output)[:, of] - table(output)[:, over]
+
+
+def log_probability(index: int) -> Target:
+    """Natural logarithm of a class's softmax probability."""
+    return lambda output: table(output).log_softmax(dim=1)[:, index]
+
+
+def probability(index: int) -> Target:
+    """Softmax probability of a class; its gradient vanishes near 1, where `log_probability` is better."""
+
+    def score(output: Any) -> Tensor:
+        return table(output).softmax(dim=1)[:, index]
+
+    score.is_probability = True  # type: ignore[attr-defined]
+    return score
+
+
+def table(output: Any) -> Tensor:
+    """The model's output as logits (B, K), or a `TargetError` that says what it is instead."""
+    if isinstance(output, Tensor) and output.dim() == 1:
+        output = output[:, None]
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise TargetError(
+            f"the model returned {got}, in which no class can be asked for; expected logits (B, K). "
+            "Say where they are, sightline.adapt(module, logits=function), or give target=function"
+        )
+    return output
+
+
+def probabilities(output: Any) -> Tensor:
+    """(B, K) in 0..1: softmax over classes; sigmoid for one logit; the output itself if it already sums to 1."""
+    logits = table(output).detach().float()
+    if logits.shape[1] == 1:
+        return logits.sigmoid()
+    if is_normalised(logits):
+        return logits
+    return logits.softmax(dim=1)
+
+
+def is_normalised(logits: Tensor) -> bool:
+    """Whether a model has its softmax inside, so that its output is probabilities already."""
+    return bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())
+
+
+def resolve(spec: TargetSpec, adapter: Adapter, output: Any, image: int = 0) -> Asked:
+    """Makes ready what the user asked for: None is the predicted class of this image; an index, a name or a function.
+
+    Raises:
+        TargetError: no such class, or a name that several share; the nearest are listed.
+    """
+    if callable(spec):
+        return Asked(spec, None, getattr(spec, "__name__", "own target").strip("<>"))
+    classes = table(output).shape[1]
+    if spec is None:
+        index = int(table(output)[image].argmax())
+    elif isinstance(spec, str):
+        index = class_index(spec, adapter, classes)
+    elif isinstance(spec, int) and not isinstance(spec, bool):
+        index = spec
+        if not 0 <= index < classes:
+            raise TargetError(f"class {index} is outside 0 to {classes - 1} of {adapter.name}")
+    else:
+        raise TargetError(
+            f"{spec!r} is no target; expected a class index, a class name, a function, or None for the prediction"
+        )
+    return Asked(class_logit(index), index, adapter.label(index))
+
+
+def class_index(name: str, adapter: Adapter, classes: int) -> int:
+    """The class of this name: exact without case, else a unique part of a name, else its number; never a guess."""
+    labels = (adapter.labels or ())[:classes]
+    wanted = name.strip().lower()
+    exact = [index for index, label in enumerate(labels) if label.lower() == wanted]
+    found = exact or [index for index, label in enumerate(labels) if wanted and wanted in label.lower()]
+    if len(found) == 1:
+        return found[0]
+    if not exact and wanted.isdecimal() and int(wanted) < classes:
+        return int(wanted)
+    if found:
+        shown = ", ".join(f"{labels[index]!r} ({index})" for index in found[:8]) + (", ..." if found[8:] else "")
+        raise TargetError(f"{name!r} fits {len(found)} classes: {shown}. Give a whole name or the number")
+    if not labels:
+        raise TargetError(f"{adapter.name} has no class names; give a number from 0 to {classes - 1}")
+    raise TargetError(
+        f"{adapter.name} has no class {name!r}.{did_you_mean(name, labels, count=5)} Expected a name, a unique part of one, or a number from 0 to {classes - 1}"
+    )
+
+
+def per_image(
+    target: TargetSpec | Sequence[TargetSpec] | Tensor, adapter: Adapter, output: Any, batch: int
+) -> list[Asked]:
+    """One target for each image of a batch; a list must hold exactly as many as there are images."""
+    if isinstance(target, Tensor):
+        target = target.tolist()
+    if not isinstance(target, list | tuple):
+        if target is None:
+            return [resolve(None, adapter, output, image) for image in range(batch)]
+        return [resolve(target, adapter, output)] * batch
+    if len(target) != batch:
+        raise TargetError(f"{len(target)} targets for {batch} images; give one target for all, or exactly one an image")
+    return [resolve(spec, adapter, output, image) for image, spec in enumerate(target)]
+
+
+def score_of(asked: Sequence[Asked], output: Any, batch: int) -> Tensor:
+    """The score of each image (B,), each by its own target."""
+    functions = {id(one.score): one.score for one in asked}
+    indices = [one.index for one in asked]
+    if len(functions) > 1 and all(index is not None for index in indices):
+        logits = table(output)
+        return logits.gather(1, torch.tensor(indices, device=logits.device)[:, None])[:, 0]
+    values = {key: _checked(function, output, batch) for key, function in functions.items()}
+    return torch.stack([values[id(one.score)][image] for image, one in enumerate(asked)])
+
+
+def _checked(function: Target, output: Any, batch: int) -> Tensor:
+    try:
+        score = function(output)
+    except TargetError:
+        raise
+    except Exception as error:
+        raise TargetError(
+            f"the target {getattr(function, '__name__', function)} failed on the model's output: {error}"
+        ) from error
+    if isinstance(score, Tensor) and score.dim() == 0 and batch == 1:
+        score = score[None]
+    if not isinstance(score, Tensor) or tuple(score.shape) != (batch,):
+        got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        raise TargetError(f"the target gave {got}; expected one score per image, a tensor of shape ({batch},)")
+    return score

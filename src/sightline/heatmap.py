@@ -1,0 +1,334 @@
+"""`Heatmap`: the raw map, the same on the photograph, and all that a person must know to read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from sightline.errors import OutputError
+from sightline.models.view import View
+from sightline.render.overlay import Values, hatch, heat, overlay
+from sightline.render.panel import Key, Tile, fitted, percent, sheet
+
+SCHEMA = "sightline.bundle/1"
+
+
+class Prediction(NamedTuple):
+    """One class that the model named, with its probability in 0..1."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """Which part of a photograph raised one score of one model, according to one method at one layer.
+
+    Attributes:
+        raw: (h, w) float32, as the method gave it, unscaled.
+        signed_raw: (h, w) float32, the same before the method cut its negative values.
+        scale: the value that is drawn at full strength; the map's own maximum, or one shared by several maps.
+        photo: the photograph, upright RGB.
+        view: how it became the model's input.
+        image: what to call the photograph.
+        method: name of the method; `signed` tells whether negative values belong to the map.
+        unit: "score" when values are shares of the score, "own" when they compare only with maps of the same method.
+        label: the target's name; `index` its class, None for other scores.
+        score: the target's value; `probability` that of its class, None for other scores.
+        layer: where the map was made; `layer_reason` why there.
+        predictions: what the model says, most probable first.
+        model: its name; `provenance` where its weights and preprocessing come from.
+        warnings: what limits this map, in sentences.
+    """
+
+    raw: Values
+    signed_raw: Values
+    scale: float
+    photo: Image.Image
+    view: View
+    image: str
+    method: str
+    signed: bool
+    unit: str
+    label: str
+    index: int | None
+    score: float
+    probability: float | None
+    layer: str
+    layer_reason: str
+    predictions: tuple[Prediction, ...]
+    model: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def values(self) -> Values:
+        """(H, W) of the photograph, float32, in units of `raw`; NaN where the model never looked."""
+        return self.view.place(self.raw)
+
+    @property
+    def evidence(self) -> float:
+        """The raw map's maximum."""
+        return float(self.raw.max())
+
+    @cached_property
+    def peak(self) -> tuple[int, int]:
+        """(x, y) of the strongest place, in photograph pixels."""
+        y, x = np.unravel_index(np.nanargmax(self.values), self.values.shape)
+        return int(x), int(y)
+
+    def overlay(self, style: str = "heat", *, colormap: str | None = None) -> Image.Image:
+        """The map on the photograph, at its full size; styles: heat, grey-photo, contours, spotlight, flat."""
+        return overlay(self.photo, self.values, self.scale, style=style, signed=self.signed, colormap=colormap)
+
+    def panel(self, style: str = "heat", *, colormap: str | None = None) -> Image.Image:
+        """Photograph, heat map and overlay beside each other, with caption and colour key."""
+        colours = heat(self.values, self.scale, signed=self.signed, colormap=colormap)
+        tiles = [
+            Tile(self.photo, "photograph", self._size_note()),
+            Tile(hatch(colours, self.photo, self.values), "heat map"),
+            Tile(self.overlay(style, colormap=colormap), "overlay"),
+        ]
+        says = ", ".join(f"{one.label} {percent(one.probability)}" for one in self.predictions[:3])
+        return sheet(
+            [tiles],
+            heading=self.title(),
+            captions=[f"The model says: {says}", self.caption()],
+            warnings=self.warnings,
+            keys=[_key(self, colormap)],
+        )
+
+    def title(self) -> str:
+        """The target and its probability, in a few words."""
+        return (
+            f"{self.label}, {percent(self.probability)}"
+            if self.probability is not None
+            else f"{self.label}, {self.score:.3g}"
+        )
+
+    def caption(self) -> str:
+        """Method, layer, grid and model, in one line."""
+        grid = f"{self.raw.shape[0]}x{self.raw.shape[1]} grid, upsampled"
+        return (
+            f"{self.method} at layer {self.layer} ({grid}), model {self.model}, highest raw value {self.evidence:.3g}"
+        )
+
+    def save(
+        self, folder: str | os.PathLike[str], *, style: str = "heat", colormap: str | None = None, force: bool = False
+    ) -> Path:
+        """Writes overlay.png, panel.png, map.npy (the raw map) and manifest.json; all of it or nothing.
+
+        Raises:
+            OutputError: the folder exists (without `force`), is not one of ours, or can't be written.
+        """
+        return save([self], folder, style=style, colormap=colormap, force=force)
+
+    def record(self, files: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """One line of `--json` and of the manifest: target, method, layer, grid, evidence, peak, warnings, files."""
+        return {
+            "target": {"index": self.index, "label": self.label},
+            "method": self.method,
+            "layer": self.layer,
+            "grid": list(self.raw.shape),
+            "evidence": self.evidence,
+            "peak": {"x": self.peak[0], "y": self.peak[1]},
+            "warnings": list(self.warnings),
+            "files": dict(files or {}),
+        }
+
+    def _repr_png_(self) -> bytes:
+        from io import BytesIO
+
+        buffer = BytesIO()
+        self.panel().save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _size_note(self) -> str:
+        share = self.view.seen_share()
+        unseen = f"; hatched: the {percent(1 - share)} that the model never saw" if share < 0.995 else ""
+        return f"{self.photo.width} x {self.photo.height} px{unseen}"
+
+
+def share_scale(heatmaps: Sequence[Heatmap]) -> list[Heatmap]:
+    """The same maps on one scale, so that a weak one looks weak; methods with a unit of their own have their own scale."""
+    groups: dict[str, float] = {}
+    for one in heatmaps:
+        groups[_unit(one)] = max(groups.get(_unit(one), 0.0), one.scale)
+    return [dataclasses.replace(one, scale=groups[_unit(one)]) for one in heatmaps]
+
+
+def side_by_side(
+    heatmaps: Sequence[Heatmap], style: str = "heat", *, colormap: str | None = None, same_scale: bool = True
+) -> Image.Image:
+    """Several maps in one picture: a row for each method, a column for each target, on one scale."""
+    if not heatmaps:
+        raise OutputError("there is no map to draw")
+    shown = share_scale(heatmaps) if same_scale else list(heatmaps)
+    rows: dict[str, list[Tile]] = {}
+    photos = {one.image for one in shown}
+    for one in shown:
+        note = f"{one.method} at {one.layer}, highest {one.evidence:.3g}"
+        rows.setdefault(f"{one.image} {one.method}", []).append(Tile(_tile(one, style, colormap), one.title(), note))
+    lines = list(rows.values())
+    if len(heatmaps) > 3 and all(len(line) == 1 for line in lines):  # one target, many methods: not a tower
+        flat = [line[0] for line in lines]
+        lines = [flat[start : start + 3] for start in range(0, len(flat), 3)]
+    first = shown[0]
+    if len(photos) == 1:
+        lines[0].insert(0, Tile(first.photo, "photograph", first._size_note()))
+    keys = {((_unit(one), one.signed) if same_scale else id(one)): one for one in shown}
+    says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:3])
+    grids = sorted({f"{one.raw.shape[0]}x{one.raw.shape[1]}" for one in shown})
+    return sheet(
+        lines,
+        heading=Path(first.image).name if len(photos) == 1 else f"{len(photos)} photographs",
+        captions=[
+            *([f"The model says: {says}"] if len(photos) == 1 else []),
+            f"Model {first.model}; grid {' and '.join(grids)}, upsampled; "
+            + (
+                "maps in the same unit share one scale"
+                if same_scale
+                else "each map is stretched to its own maximum: strengths do not compare"
+            ),
+        ],
+        warnings=list(dict.fromkeys(warning for one in shown for warning in one.warnings)),
+        keys=[_key(one, colormap) for one in keys.values()],
+    )
+
+
+def save(
+    heatmaps: Sequence[Heatmap],
+    folder: str | os.PathLike[str],
+    *,
+    style: str = "heat",
+    colormap: str | None = None,
+    force: bool = False,
+    same_scale: bool = True,
+) -> Path:
+    """Writes the maps of ONE photograph into a new folder: an overlay and a raw map each, one panel, the manifest last.
+
+    The folder appears complete or not at all.
+    """
+    folder = Path(folder)
+    shown = share_scale(heatmaps) if same_scale else list(heatmaps)
+    if not shown:
+        raise OutputError("there is no map to save")
+    with _whole(folder, force) as place:
+        records = []
+        for number, one in enumerate(shown, 1):
+            files = file_names(number, len(shown))
+            text = PngImagePlugin.PngInfo()
+            text.add_itxt("Description", f"{one.title()}: {one.caption()}")
+            one.overlay(style, colormap=colormap).save(place / files["overlay"], pnginfo=text, compress_level=2)
+            np.save(place / files["map"], one.raw, allow_pickle=False)
+            records.append(one.record(files))
+        panel = (
+            shown[0].panel(style, colormap=colormap)
+            if len(shown) == 1
+            else side_by_side(shown, style, colormap=colormap, same_scale=same_scale)
+        )
+        panel.save(place / "panel.png")
+        (place / "manifest.json").write_text(
+            json.dumps(manifest(shown, records), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    return folder
+
+
+def file_names(number: int, count: int) -> dict[str, str]:
+    """The files of one map of a bundle: overlay.png and map.npy, numbered when there are several; the panel is shared."""
+    suffix = f"-{number}" if count > 1 else ""
+    return {"overlay": f"overlay{suffix}.png", "panel": "panel.png", "map": f"map{suffix}.npy"}
+
+
+def manifest(heatmaps: Sequence[Heatmap], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a bundle holds and how it came about."""
+    from sightline import __version__
+
+    first = heatmaps[0]
+    return {
+        "schema": SCHEMA,
+        "sightline": __version__,
+        "image": Path(first.image).name,
+        "size": {"width": first.photo.width, "height": first.photo.height},
+        "predictions": [one._asdict() for one in first.predictions],
+        "maps": [
+            {**record, "score": one.score, "scale": one.scale, "layer_reason": one.layer_reason, "signed": one.signed}
+            for one, record in zip(heatmaps, records, strict=True)
+        ],
+        "model": {"name": first.model, **first.provenance},
+        "view": dataclasses.asdict(first.view),
+    }
+
+
+@contextmanager
+def _whole(folder: Path, force: bool) -> Iterator[Path]:
+    """A folder to write in that takes its name only when all is written."""
+    check_free(folder, force)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+        place.mkdir()
+    except OSError as error:
+        raise OutputError(
+            f"{folder} can't be written: {error.strerror or error}. Choose another place with -o"
+        ) from error
+    try:
+        yield place
+        old = None
+        if folder.exists():
+            old = place.with_name(f"{place.name}-old")
+            folder.rename(old)
+        place.rename(folder)
+        if old:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} can't be written: {error.strerror or error}. Choose another place with -o"
+        ) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Refuses a folder that exists, and with `force` one that is no bundle of ours."""
+    if not (folder.exists() or folder.is_symlink()):
+        return
+    if not force:
+        raise OutputError(f"{folder} exists; --force (force=True) replaces it, -o chooses another place")
+    try:
+        ours = (
+            json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["schema"] == SCHEMA
+            and not folder.is_symlink()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise OutputError(
+            f"{folder} is not a result of sightline and is not replaced, not even with --force; choose another place with -o"
+        )
+
+
+def _unit(one: Heatmap) -> str:
+    return "score" if one.unit == "score" else one.method
+
+
+def _key(one: Heatmap, colormap: str | None) -> Key:
+    label = "share of the score in a cell" if one.unit == "score" else f"in the own unit of {one.method}"
+    return Key(-one.scale if one.signed else 0.0, one.scale, label, one.signed, colormap)
+
+
+def _tile(one: Heatmap, style: str, colormap: str | None) -> Image.Image:
+    return fitted(one.overlay(style, colormap=colormap))

@@ -1,0 +1,108 @@
+"""Six class activation maps that are six formulas over the same two tensors.
+
+A = activations (B, C, h, w), G = gradients of the score with respect to A. All return the map (B, h, w) before
+rectification; those that are not signed are then cut at 0, as their papers do. On a network that ends in global average
+pooling and one linear layer, grad-cam, hires-cam and xgrad-cam at the last grid are the same map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline.engine.capture import Capture
+from sightline.errors import MethodError
+from sightline.methods.registry import method
+
+
+def _both(capture: Capture) -> tuple[Tensor, Tensor]:
+    """(A, G); half precision is raised to float32, because sums over hundreds of channels need it."""
+    a, g = capture.activations, capture.gradients
+    if g is None:
+        raise MethodError("this capture holds no gradients; ask for a target first")
+    return (a, g) if a.dtype in (torch.float32, torch.float64) else (a.float(), g.float())
+
+
+def _weighted(weights: Tensor, a: Tensor) -> Tensor:
+    """sum_k w_k A^k for weights (B, C)."""
+    return torch.einsum("bc,bchw->bhw", weights, a)
+
+
+@method("grad-cam", needs="gradients", reference="Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2")
+def grad_cam(capture: Capture) -> Tensor:
+    """Where the channels that raise the score are active.
+
+    Formula: w_k = mean over space of G^k; map = ReLU(sum_k w_k A^k). In units of the score per cell.
+    """
+    a, g = _both(capture)
+    return _weighted(g.mean(dim=(2, 3)), a)
+
+
+@method(
+    "grad-cam++",
+    needs="gradients",
+    unit="own",
+    reference="Chattopadhay et al. 2018, arXiv:1710.11063, eq. 10, 11 and 19",
+)
+def grad_cam_plus_plus(capture: Capture, *, normalise: bool = False) -> Tensor:
+    """Grad-CAM that gives every place where a feature occurs the same say, so that several objects show.
+
+    Formula: alpha = 1 / (2 + G * sum over space of A) where G > 0, else 0; w_k = sum over space of alpha * G;
+    map = ReLU(sum_k w_k A^k). The paper's exponential score only multiplies the map by exp(score), which is left out.
+    Where 2 + G * sum A <= 0 (possible only for negative activations) the formula has no meaning and alpha is 0.
+
+    Args:
+        normalise: divide alpha by its sum over space, channel by channel, as the authors' released code does.
+    """
+    a, g = _both(capture)
+    below = 2 + g * a.sum(dim=(2, 3), keepdim=True)
+    alpha = torch.where((g > 0) & (below > 0), 1 / below, 0)
+    if normalise:
+        total = alpha.sum(dim=(2, 3), keepdim=True)
+        alpha = alpha / torch.where(total > 0, total, 1)
+    return _weighted((alpha * g.relu()).sum(dim=(2, 3)), a)
+
+
+@method("xgrad-cam", needs="gradients", reference="Fu et al. 2020, arXiv:2008.02312, eq. 8")
+def xgrad_cam(capture: Capture) -> Tensor:
+    """Grad-CAM with gradients weighted by activation, so that the whole map sums to the score's linear part.
+
+    Formula: w_k = (sum over space of G * A) / (sum over space of A), 0 where a channel sums to 0 up to rounding;
+    map = ReLU(sum_k w_k A^k). In units of the score per cell.
+    """
+    a, g = _both(capture)
+    total = a.sum(dim=(2, 3))
+    # A sum of signed activations that is 0 comes out as rounding, which must not become a huge weight.
+    rounding = torch.finfo(a.dtype).eps * a.abs().sum(dim=(2, 3))
+    return _weighted(torch.where(total.abs() > rounding, (g * a).sum(dim=(2, 3)) / total, 0), a)
+
+
+@method("hires-cam", needs="gradients", signed=True, reference="Draelos and Carin 2020, arXiv:2011.08891, eq. 3")
+def hires_cam(capture: Capture) -> Tensor:
+    """Where the layer really raised (+) or lowered (-) the score, cell by cell.
+
+    Formula: map = sum_k G^k * A^k, signed. In units of the score per cell; for one linear layer on top the sum of the map
+    is the score without its bias.
+    """
+    a, g = _both(capture)
+    return (g * a).sum(dim=1)
+
+
+@method("layer-cam", needs="gradients", reference="Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eq. 5 and 6")
+def layer_cam(capture: Capture) -> Tensor:
+    """Only what speaks for the class, cell by cell; finer than Grad-CAM at earlier layers.
+
+    Formula: map = ReLU(sum_k ReLU(G^k) * A^k). In units of the score per cell.
+    """
+    a, g = _both(capture)
+    return (g.relu() * a).sum(dim=1)
+
+
+@method("grad-cam-elementwise", needs="gradients", reference="pytorch-grad-cam, GradCAMElementWise (no paper)")
+def grad_cam_elementwise(capture: Capture) -> Tensor:
+    """HiResCAM with everything that lowers the score dropped channel by channel, before channels are added.
+
+    Formula: map = sum_k ReLU(G^k * A^k), never negative. In units of the score per cell.
+    """
+    a, g = _both(capture)
+    return (g * a).relu().sum(dim=1)

@@ -1,0 +1,66 @@
+"""What a person must know before believing a map, each with the condition under which it is said."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline.engine.capture import Capture
+from sightline.methods.gradient_cams import hires_cam
+from sightline.methods.registry import Method
+
+# A map whose strongest cell, in every cell, would still not make up this share of the score shows no evidence.
+EMPTY = 0.01
+
+
+def notices(
+    method: Method, capture: Capture, raw: Tensor, unrectified: Tensor, *, is_probability: bool = False
+) -> list[str]:
+    """The cautions that apply to the map (h, w) of ONE image.
+
+    Args:
+        method: what made it.
+        capture: of this image and target.
+        raw: the map as the method defines it.
+        unrectified: the same before negative values were cut.
+        is_probability: whether the target was a softmax probability.
+    """
+    said = []
+    score = float(capture.scores[0]) if capture.scores is not None else 0.0
+    if not method.class_specific:
+        said.append(f"{method.name} is not class-specific: it shows the same for every class")
+    if not raw.any():
+        said.append("no evidence found: the map is empty")
+    elif float(raw.abs().max()) <= floor(method, raw, score):
+        said.append("no evidence found: the map is nearly empty against the score")
+    negative, positive = float((-unrectified).relu().sum()), float(unrectified.relu().sum())
+    if not method.signed and negative > positive:
+        share = negative / (negative + positive)
+        said.append(
+            f"evidence against is hidden: {share * 100:.0f} % of this map was negative and cut; hires-cam shows it"
+        )
+    if method.name == "grad-cam" and (differ := difference(raw, hires_cam(capture)[0].relu())) > 0.05:
+        said.append(
+            f"grad-cam averages gradients and can mark areas that the model did not use; hires-cam lies elsewhere by {differ * 100:.0f} % here"
+        )
+    if is_probability and score > 0.999:
+        said.append("saturated: the probability is so near 1 that its gradient vanishes; use the log-probability")
+    return said
+
+
+def floor(method: Method, raw: Tensor, score: float) -> float:
+    """The map's maximum up to which it counts as empty, and below which it is never stretched for display."""
+    return EMPTY * abs(score) / raw.numel() if method.unit == "score" else 0.0
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Share of the heat that lies elsewhere in the other map (total variation of both scaled to sum 1), 0 to 1."""
+    sums = float(one.sum()), float(other.sum())
+    if min(sums) <= 0:
+        return float(max(sums) > 0)
+    return 0.5 * float((one.double() / sums[0] - other.double() / sums[1]).abs().sum())
+
+
+def same_map(one: Tensor, other: Tensor) -> bool:
+    """Whether two maps are one up to rounding."""
+    return bool(torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max())))

@@ -1,0 +1,121 @@
+"""`@method` registers a method once; the command line, documentation and contract tests read it from here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sightline.engine.capture import Capture
+from sightline.engine.probe import Probe
+from sightline.errors import MethodError, did_you_mean
+
+Needs = Literal["activations", "gradients", "head", "input", "model"]
+Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to turn a capture into a map.
+
+    Attributes:
+        name: the paper's name, in kebab-case.
+        function: `Capture` (and `Probe`, if it asks again) -> map (B, h, w), before any rectification.
+        needs: what it costs: "activations" < "gradients" < "head" < "input" < "model". Up to "gradients" one pass serves
+            all methods and targets together.
+        signed: negative values are part of the result; otherwise they are set to 0 as the paper does.
+        class_specific: whether another target gives another map.
+        unit: "score" when values are shares of the target's score and can be compared between methods; "own" when not.
+        reference: where it is defined, with the equation.
+    """
+
+    name: str
+    function: Function
+    needs: Needs
+    signed: bool = False
+    class_specific: bool = True
+    unit: Literal["score", "own"] = "score"
+    reference: str = ""
+
+    @property
+    def summary(self) -> str:
+        """What it shows, in one line."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Names and defaults of its options, from its signature."""
+        parameters = list(inspect.signature(self.function).parameters.values())
+        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+_REGISTRY: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    needs: Needs,
+    signed: bool = False,
+    class_specific: bool = True,
+    unit: Literal["score", "own"] = "score",
+    reference: str,
+) -> Callable[[Function], Function]:
+    """Registers a function as a method; a name can be taken only once."""
+
+    def register(function: Function) -> Function:
+        if name in _REGISTRY:
+            raise MethodError(
+                f"a method called {name!r} is registered already, by {_REGISTRY[name].function.__module__}"
+            )
+        _REGISTRY[name] = Method(name, function, needs, signed, class_specific, unit, reference)
+        return function
+
+    return register
+
+
+def list_methods() -> Mapping[str, Method]:
+    """Every method by name, those of installed plug-ins (entry points `sightline.methods`) included."""
+    for entry in entry_points(group="sightline.methods"):
+        if entry.name not in _REGISTRY:
+            entry.load()
+    return dict(sorted(_REGISTRY.items()))
+
+
+def find(name: str | Function) -> Method:
+    """The method of this name; a bare function counts as a signed method of one pass with gradients."""
+    if callable(name):
+        registered = [one for one in _REGISTRY.values() if one.function is name]
+        return (
+            registered[0]
+            if registered
+            else Method(getattr(name, "__name__", "own method"), name, "gradients", signed=True)
+        )
+    known = _REGISTRY if name in _REGISTRY else list_methods()
+    if name in known:
+        return known[name]
+    raise MethodError(f"there is no method {name!r}.{did_you_mean(str(name), known)} List them: sightline methods")
+
+
+def run(chosen: Method, capture: Capture, options: Mapping[str, Any], probe: Probe | None = None) -> Tensor:
+    """The method's map (B, h, w), signed as computed, in float32 at least.
+
+    Raises:
+        MethodError: an option it doesn't have, or a result of the wrong shape.
+    """
+    if unknown := [name for name in options if name not in chosen.options]:
+        known = ", ".join(f"{name}={default!r}" for name, default in chosen.options.items()) or "none"
+        raise MethodError(f"{chosen.name} has no option {unknown[0]!r}; it has: {known}")
+    arguments = (capture,) if probe is None else (capture, probe)
+    with torch.inference_mode(False), torch.no_grad():
+        result = chosen.function(*arguments, **options)
+    batch, _, h, w = capture.activations.shape
+    if not isinstance(result, Tensor) or tuple(result.shape) != (batch, h, w):
+        got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise MethodError(f"{chosen.name} gave {got}; expected a map of shape {(batch, h, w)}")
+    return result

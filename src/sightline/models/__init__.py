@@ -1,0 +1,1 @@
+"""How to speak to a model: find it, load it, feed it a photograph, name its layers and classes."""

@@ -1,0 +1,117 @@
+"""`Adapter`: how to speak to one model. `adapt` makes one from any `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sightline.errors import ModelError
+from sightline.models import layers as layer_choice
+from sightline.models.preprocess import Preprocess, measured
+from sightline.models.twin import submodule, unwrapped
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """How to speak to one model.
+
+    Attributes:
+        name: what to call it in captions and files.
+        module: the eager `nn.Module`; never changed.
+        layer: the default target layer, or None to choose it anew for each input.
+        layer_reason: why this layer.
+        preprocess: from a PIL picture to (tensor (C, H, W), View), or None when only tensors can be explained.
+        labels: class names by index, or None.
+        logits: from what the module returns to what a target reads; logits (B, K) for a classifier.
+        folded: layers whose own output is gone because their batch norm was folded into them.
+        memory_format: of the input, as the weights are laid out.
+        provenance: where the model, its weights and its preprocessing come from.
+        notes: what every result made with this model must say, such as "random weights".
+    """
+
+    name: str
+    module: nn.Module
+    layer: str | None = None
+    layer_reason: str = ""
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] | None = None
+    logits: Callable[[Any], Any] = field(default=lambda output: unwrap(output))
+    folded: frozenset[str] = frozenset()
+    memory_format: torch.memory_format = torch.preserve_format
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def label(self, index: int) -> str:
+        """The name of a class, "class 7" where names are unknown."""
+        return self.labels[index] if self.labels and 0 <= index < len(self.labels) else f"class {index}"
+
+
+def adapt(
+    module: nn.Module,
+    *,
+    layers: Sequence[str] | None = None,
+    preprocess: Callable[[Image.Image], Any] | None = None,
+    labels: Sequence[str] | None = None,
+    logits: Callable[[Any], Any] | None = None,
+    name: str | None = None,
+) -> Adapter:
+    """Makes any `nn.Module` explainable, without changing it.
+
+    Args:
+        module: an eager module; `torch.compile` and `DataParallel` are looked through.
+        layers: the target layer, as [name]; chosen by running the model when left out.
+        preprocess: from a PIL picture to a float tensor (C, H, W), such as torchvision's evaluation transforms.
+            Where the tensor lies on the picture is found by measuring it; it may also return (tensor, View).
+            Without it, only `attribute` (tensors) works.
+        labels: class names by index.
+        logits: takes the logits (B, K) out of what the module returns; found by itself for a tensor, `.logits`,
+            {"logits": ...}, and a tuple, list or dict with one (B, K) tensor in it.
+        name: what to call the model; its class name when left out.
+
+    Raises:
+        ModelError: no module, or one in which nothing can be captured honestly.
+        LayerError: no such layer.
+    """
+    module, notes = unwrapped(module)
+    if isinstance(layers, str) or (layers is not None and len(layers) != 1):
+        raise ModelError(f"layers={layers!r}; expected a list of one layer name, such as ['layer4']")
+    if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
+        raise ModelError("labels must be a list of names, one a class")
+    chosen, reason = (layers[0], "given") if layers else (None, "")
+    if chosen is not None:
+        submodule(module, chosen)
+    take = measured(preprocess) if preprocess is not None else None
+    if chosen is None and take is not None:
+        x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
+        chosen, reason = layer_choice.choose(module, x[None])
+    return Adapter(
+        name=name or type(module).__name__,
+        module=module,
+        layer=chosen,
+        layer_reason=reason,
+        preprocess=take,
+        labels=tuple(labels) if labels is not None else None,
+        logits=logits or unwrap,
+        provenance={"source": "user's module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
+        notes=notes,
+    )
+
+
+def unwrap(output: Any) -> Any:
+    """The logits (B, K) in a model's output; the output itself where that isn't plain."""
+    if isinstance(output, Tensor):
+        return output
+    for found in (getattr(output, "logits", None), output.get("logits") if isinstance(output, Mapping) else None):
+        if isinstance(found, Tensor):
+            return found
+    parts = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(parts, tuple | list):
+        tables = [part for part in parts if isinstance(part, Tensor) and part.dim() == 2 and part.is_floating_point()]
+        if len(tables) == 1:
+            return tables[0]
+    return output

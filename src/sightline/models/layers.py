@@ -1,0 +1,155 @@
+"""Which layer to look at: found by running the model once, and said why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.errors import LayerError, ModelError
+from sightline.models.twin import twin
+
+# Modules that hand on what they were given; naming one of them as "the layer" explains nothing.
+_PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that gives a grid: its name, type, channels, and grid (h, w) at the input that was run."""
+
+    name: str
+    kind: str
+    channels: int
+    grid: tuple[int, int]
+    chosen: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Event:
+    """One module's return: its place in time is its place in the list."""
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+    is_grid: bool
+    is_final: bool
+
+
+def choose(model: nn.Module, x: Tensor) -> tuple[str, str]:
+    """The last grid that still has the resolution of the last convolution, and the reason in words.
+
+    A pooling after the last convolution is not crossed (in VGG the map stays 14 x 14), what follows it without
+    changing the grid (norm, activation, residual sum) is included, and the outermost module that ends there is named.
+
+    Raises:
+        LayerError: no convolution gives a grid near the output, as in transformers.
+    """
+    layer = _chosen(model, _run(model, x))
+    return layer.name, layer.reason
+
+
+def candidates(model: nn.Module, x: Tensor) -> list[Layer]:
+    """Every layer that gives a grid larger than 1 x 1, in the order of the computation; the default one marked."""
+    events = _run(model, x)
+    try:
+        best: Layer | None = _chosen(model, events)
+    except LayerError:
+        best = None
+    found = [_layer(event) for event in events if event.is_grid and not event.is_final and event.name]
+    return [best if best and layer.name == best.name else layer for layer in found]
+
+
+def grid_of(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """(h, w) when a (B, C, h, w) output is a picture-like grid of this input, else None.
+
+    Both axes must shrink alike, which tells channels-first grids from channels-last ones.
+    """
+    if len(shape) != 4 or shape[0] != input_shape[0]:
+        return None
+    (h, w), (height, width) = shape[2:], input_shape[2:]
+    if h * w <= 1 or h > height * 2 or w > width * 2:
+        return None
+    # ceil and floor of repeated halving: each axis may be off by one cell and a little
+    if abs(h * width / height - w) > 1.5 + 0.15 * w:
+        return None
+    return h, w
+
+
+def _run(model: nn.Module, x: Tensor) -> list[_Event]:
+    events: list[_Event] = []
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def record(original: nn.Module) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            tensor = only_grid(output)
+            shape = tuple(tensor.shape) if tensor is not None else ()
+            is_grid = bool(shape) and grid_of(shape, tuple(x.shape)) is not None
+            events.append(_Event(names[id(original)], original, shape, is_grid, is_final=False))
+
+        return hook
+
+    stand_in = twin(model, {name: record(module) for name, module in model.named_modules() if name})
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            output = stand_in(x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} fails on an input of shape {tuple(x.shape)} ({x.dtype}): {error}"
+        ) from error
+    final = only_grid(output)
+    if final is None:
+        return events
+    return [
+        _Event(event.name, event.module, event.shape, event.is_grid, is_final=event.shape == tuple(final.shape))
+        for event in events
+    ]
+
+
+def _chosen(model: nn.Module, events: list[_Event]) -> Layer:
+    last = None
+    for index, event in enumerate(events):
+        if isinstance(event.module, nn.Conv2d) and event.is_grid and not event.is_final:
+            last = index
+    if last is None:
+        raise LayerError(
+            f"{type(model).__name__} has no convolution that gives a grid larger than 1 x 1 at this input size; "
+            "name a layer yourself, or give a larger input"
+        )
+    grid = events[last].shape[2:]
+    weighted = [
+        index for index, event in enumerate(events) if any(True for _ in event.module.parameters(recurse=False))
+    ]
+    if sum(index > last for index in weighted) > len(weighted) / 2:
+        raise LayerError(
+            f"the last convolution of {type(model).__name__} ({events[last].name!r}) stands near its input, so most of the model "
+            "works on tokens: no layer near the output is a (B, C, h, w) grid, and token grids are not supported yet"
+        )
+    ends = [
+        event
+        for event in events[last:]
+        if event.is_grid and not event.is_final and event.shape[2:] == grid and not isinstance(event.module, _PASSIVE)
+    ]
+    layer = _layer(ends[-1])
+    reason = f"the last {grid[0]}x{grid[1]} grid before pooling, {layer.channels} channels ({layer.kind})"
+    return Layer(layer.name, layer.kind, layer.channels, layer.grid, chosen=True, reason=reason)
+
+
+def _layer(event: _Event) -> Layer:
+    return Layer(event.name, type(event.module).__name__, event.shape[1], (event.shape[2], event.shape[3]))
+
+
+def only_grid(output: Any) -> Tensor | None:
+    """The one 4-D float tensor in a layer's output, or None."""
+    if isinstance(output, Tensor):
+        return output if output.dim() == 4 and output.is_floating_point() else None
+    parts = list(output.values()) if isinstance(output, dict) else output
+    if isinstance(parts, tuple | list):
+        found = [part for part in parts if isinstance(part, Tensor) and part.dim() == 4 and part.is_floating_point()]
+        if len(found) == 1:
+            return found[0]
+    return None

@@ -1,0 +1,178 @@
+"""From a photograph to a model's input, with the `View` that leads back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sightline.errors import ImageError, ModelError
+from sightline.models.view import View
+
+Preprocess = Callable[[Image.Image], tuple[Tensor, View]]
+Fit = Literal["shorter", "longer", "exact"]
+
+
+def standard(
+    size: tuple[int, int],
+    resize: int | tuple[int, int],
+    *,
+    fit: Fit = "shorter",
+    interpolation: str = "bilinear",
+    mean: Sequence[float],
+    std: Sequence[float],
+    fill: Sequence[float] = (0.0, 0.0, 0.0),
+) -> Preprocess:
+    """Resize, centre crop (or pad), scale to 0..1, normalise: what nearly every published model asks for.
+
+    Args:
+        size: (width, height) of the model's input.
+        resize: the side to scale to, or (width, height).
+        fit: "shorter" scales the shorter side to `resize`, "longer" fits the whole picture into it, "exact"
+            squashes the picture to `resize`.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos", as Pillow means them (antialiased).
+        mean: per channel, in 0..1.
+        std: per channel, in 0..1.
+        fill: colour of padding, in 0..1.
+
+    Returns:
+        A function from a PIL picture to (tensor (3, height, width), View); equal to torchvision's and timm's
+        evaluation transforms to the bit.
+    """
+    resample = getattr(Image.Resampling, interpolation.upper())
+    channel_mean, channel_std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
+
+    def preprocess(image: Image.Image) -> tuple[Tensor, View]:
+        scaled = _scaled_size(image.size, resize, fit)
+        # Rounded as torchvision rounds, so that not one pixel differs.
+        offset = tuple(
+            round((scaled[axis] - size[axis]) / 2.0)
+            if scaled[axis] >= size[axis]
+            else -((size[axis] - scaled[axis]) // 2)
+            for axis in (0, 1)
+        )
+        window = (offset[0], offset[1], offset[0] + size[0], offset[1] + size[1])
+        small = image.convert("RGB").resize(scaled, resample) if image.size != scaled else image.convert("RGB")
+        if offset[0] < 0 or offset[1] < 0:
+            canvas = Image.new("RGB", size, tuple(round(255 * value) for value in fill))
+            canvas.paste(small, (-offset[0], -offset[1]))
+            small = canvas
+        else:
+            small = small.crop(window)
+        pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+        x = (pixels.float().div(255) - channel_mean) / channel_std
+        return x, View(photo=image.size, resized=scaled, offset=(offset[0], offset[1]), input=size)
+
+    return preprocess
+
+
+def _scaled_size(photo: tuple[int, int], resize: int | tuple[int, int], fit: Fit) -> tuple[int, int]:
+    width, height = photo
+    if fit == "exact":
+        return resize if isinstance(resize, tuple) else (resize, resize)
+    box = resize if isinstance(resize, tuple) else (resize, resize)
+    if fit == "longer":
+        ratio = max(width / box[0], height / box[1])
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+    if width <= height:
+        return box[0], int(box[0] * height / width)
+    return int(box[1] * width / height), box[1]
+
+
+def measured(function: Callable[[Image.Image], Any]) -> Preprocess:
+    """Any user's preprocessing, with its geometry found by sending pictures of known coordinates through it.
+
+    The function may also return (tensor, View) itself; then nothing is measured.
+
+    Raises:
+        ModelError: it does more than resize, crop and pad (rotates, mirrors, draws at random), so that a map could not
+            be laid back on the photograph.
+    """
+
+    @lru_cache(maxsize=64)
+    def view_of(size: tuple[int, int]) -> View:
+        return _measure(function, size)
+
+    def preprocess(image: Image.Image) -> tuple[Tensor, View]:
+        result = function(image)
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], View):
+            return _one_input(result[0]), result[1]
+        return _one_input(result), view_of(image.size)
+
+    return preprocess
+
+
+def _one_input(result: Any) -> Tensor:
+    if isinstance(result, Tensor) and result.dim() == 4 and len(result) == 1:
+        result = result[0]
+    if not isinstance(result, Tensor) or result.dim() != 3 or not result.is_floating_point():
+        got = f"{tuple(result.shape)} of {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
+        raise ModelError(f"preprocess gave {got}; expected a float tensor (C, H, W), or (tensor, View)")
+    return result
+
+
+def _measure(function: Callable[[Image.Image], Any], size: tuple[int, int]) -> View:
+    width, height = size
+    if min(size) < 16:
+        raise ImageError(
+            f"a picture of {width} x {height} is too small to measure the given preprocess on it (16 x 16 at least)"
+        )
+    across = np.broadcast_to(np.rint(255 * (np.arange(width) + 0.5) / width), (height, width))
+    down = np.broadcast_to(np.rint(255 * (np.arange(height) + 0.5) / height)[:, None], (height, width))
+
+    def send(values: Any) -> np.ndarray[Any, Any]:
+        picture = Image.fromarray(np.ascontiguousarray(values, np.uint8)).convert("RGB")
+        return _one_input(function(picture)).double().numpy()
+
+    black, white = send(np.zeros((height, width))), send(np.full((height, width), 255))
+    runs = [send(across), send(down)]
+    if not np.array_equal(runs[0], send(across)):
+        raise ModelError(
+            "preprocess gives another result each time; use the evaluation transforms, without random ones"
+        )
+    contrast = white - black
+    channels = np.abs(contrast).max(axis=(1, 2)) > 1e-6
+    if not channels.any():
+        raise ModelError("preprocess gives the same for a black and a white picture; it does not look at the picture")
+    contrast, black = contrast[channels], black[channels]
+    inside = (np.abs(contrast) > 0.5 * np.abs(contrast).max(axis=(1, 2), keepdims=True)).all(axis=0)
+    out_height, out_width = inside.shape
+    lines = []
+    for run, length, axis in ((runs[0][channels], width, 0), (runs[1][channels], height, 1)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            source = np.where(inside, ((run - black) / contrast).mean(axis=0), np.nan) * length
+        if axis == 1:
+            source = source.T
+        lines.append(_line(source, length))
+    (slope_x, shift_x), (slope_y, shift_y) = lines
+    return View(
+        photo=size,
+        resized=(width / slope_x, height / slope_y),
+        offset=(shift_x / slope_x, shift_y / slope_y),
+        input=(out_width, out_height),
+    )
+
+
+def _line(source: np.ndarray[Any, Any], length: int) -> tuple[float, float]:
+    """Photograph coordinate = slope * (input coordinate) + shift, fitted over (other axis, this axis)."""
+    known = ~np.isnan(source).all(axis=0)
+    at = np.nonzero(known)[0]
+    values = np.nanmedian(source[:, known], axis=0)
+    # Values at the very edge are blurred by resampling.
+    middle = slice(2, -2) if len(at) > 12 else slice(None)
+    step = length / 255
+    problem = "preprocess does more than resize, crop and pad"
+    advice = "so that a map can't be laid back on the photograph; let it return (tensor, sightline.View) instead"
+    if len(values[middle]) < 4:
+        raise ModelError(f"{problem}, {advice}")
+    slope, shift = np.polyfit(at[middle] + 0.5, values[middle], 1)
+    spread = np.nanmax(np.abs(source[:, at[middle]] - values[middle]))
+    residual = np.abs(slope * (at[middle] + 0.5) + shift - values[middle]).max()
+    if slope <= 0 or residual > 2 * step + 1 or spread > 2 * step + 1:
+        raise ModelError(f"{problem} (it turns, mirrors or bends the picture), {advice}")
+    return float(slope), float(shift)

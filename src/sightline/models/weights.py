@@ -1,0 +1,162 @@
+"""`read_weights`: the only place that opens a weights file. Everything in it is hostile until checked."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.errors import WeightsError, did_you_mean
+
+MAX_BYTES = 20_000_000_000
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def read_weights(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
+    """The state dict in a `.safetensors`, `.pt`, `.pth` or `.ckpt` file, without running anything in it.
+
+    Args:
+        path: the file.
+        sha256: its expected hash, or the beginning of it.
+
+    Raises:
+        WeightsError: missing, not the expected file, too large, compressed, a program (TorchScript, `.pt2`, a pickled
+            module) instead of weights, or tensors that are sparse, of unknown type, or larger than what they are stored in.
+    """
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}")
+    if path.stat().st_size > MAX_BYTES:
+        raise WeightsError(f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}")
+    if sha256 is not None and not (found := file_hash(path)).startswith(sha256):
+        raise WeightsError(
+            f"{path} is not the expected file: its sha256 begins {found[:8]}, expected {sha256[:8]}. Install it again"
+        )
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return _checked(load_file(path), path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(f"{path} is no intact safetensors file: {error}") from error
+    if path.suffix == ".pt2":
+        raise WeightsError(f"{path} is an exported program, not weights; save model.state_dict() instead")
+    _check_archive(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds code (a whole pickled module?), not only weights, and is not opened; "
+            "save model.state_dict() instead, best as safetensors"
+        ) from error
+    except Exception as error:  # a hostile file makes the reader raise whatever it likes
+        raise WeightsError(f"{path} is no intact weights file: {error}") from error
+    return _checked(_state_dict(content, path), path)
+
+
+def file_hash(path: Path) -> str:
+    """The sha256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Puts a state dict into a model built from our own code; every name and shape must fit.
+
+    Raises:
+        WeightsError: names missing, unknown or of another shape; the message shows the first few.
+    """
+    own = model.state_dict()
+    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    # Counters of batch norm say nothing about the result, and old files lack them.
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in weights if name not in own]
+    wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    if missing or unknown or wrong:
+        parts = []
+        if wrong:
+            name = wrong[0]
+            parts.append(
+                f"{len(wrong)} of another shape, such as {name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+            )
+        if missing:
+            parts.append(f"{len(missing)} missing, such as {missing[0]}")
+        if unknown:
+            parts.append(
+                f"{len(unknown)} unknown, such as {unknown[0]}{did_you_mean(unknown[0], own).replace(' Did you mean', '; near:').rstrip('?')}"
+            )
+        raise WeightsError(
+            f"{origin} was not made for this {type(model).__name__}: {'; '.join(parts)}. Is the model's name right?"
+        )
+    if broken := [
+        name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]:
+        raise WeightsError(
+            f"{origin} holds NaN or infinity in {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else "")
+        )
+    model.load_state_dict(weights, strict=False)
+
+
+def _check_archive(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        members = zipfile.ZipFile(path).infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise WeightsError(f"{path} is no intact weights file: {error}") from error
+    names = [member.filename for member in members]
+    if any(
+        "/code/" in name or name.endswith(("constants.pkl", "serialized_exported_program.json")) or "/models/" in name
+        for name in names
+    ):
+        raise WeightsError(
+            f"{path} is a program (TorchScript or an exported program), not weights; save model.state_dict() instead"
+        )
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise WeightsError(f"{path} is compressed, which no weights file written by torch.save is; it is not opened")
+    if sum(member.file_size for member in members) > MAX_BYTES:
+        raise WeightsError(f"{path} declares more than {MAX_BYTES:,} bytes")
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Any]:
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
+        raise WeightsError(
+            f"{path} holds no state dict (names and tensors) but {type(content).__name__}; save model.state_dict()"
+        )
+    return {str(name): value for name, value in content.items()}
+
+
+def _checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    known = {
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    }
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in known:
+            raise WeightsError(
+                f"{path}: {name[:80]!r} is a {tensor.layout} tensor of {tensor.dtype}; expected plain numbers"
+            )
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"{path}: {name[:80]!r} claims {tensor.numel():,} numbers but stores fewer")
+    return dict(tensors)

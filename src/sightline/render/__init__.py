@@ -1,0 +1,1 @@
+"""Pictures from numbers: colours, overlays, panels. Knows nothing of models."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.data.images import ImageMeta, Source, read_image
-from sightline.engine.capture import Capture, check_input, toward
+from sightline.engine.capture import Capture, check_input, finite_images, toward
 from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import probe
 from sightline.engine.targets import Asked, TargetSpec, is_normalised, per_image, probabilities, table
@@ -199,19 +199,11 @@ def _rectified(method: Method, maps: Tensor) -> Tensor:
 
 
 def _check_finite(method: Method, adapter: Adapter, captured: Capture, maps: Tensor) -> None:
-    stages: list[tuple[str, Tensor | None]] = [
-        ("the input", captured.input),
-        (f"the activations of layer {captured.layer!r}", captured.activations),
-        ("the score", captured.scores),
-        (f"the gradients at layer {captured.layer!r}", captured.gradients),
-        (f"the map of {method.name}", maps),
-    ]
-    if all(values is None or bool(values.isfinite().all()) for _, values in stages):
+    stages = [*captured.finite, (f"the map of {method.name}", finite_images(maps))]
+    good = torch.stack([free for _, free in stages]).all(dim=0)
+    if bool(good.all()):
         return
-    name, values = next((name, values) for name, values in stages if values is not None and not values.isfinite().all())
-    good = torch.stack(
-        [one.isfinite().flatten(1).all(1) if one.dim() > 1 else one.isfinite() for _, one in stages if one is not None]
-    ).all(0)
+    name = next(name for name, free in stages if not free.all())
     bad = tuple(int(image) for image in (~good).nonzero()[:, 0])
     weights = [
         key for key, one in adapter.module.named_parameters() if one.is_floating_point() and not one.isfinite().all()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -25,7 +25,8 @@ from sightline.render.panel import Key, Tile, fitted, percent, sheet
 SCHEMA = "sightline.bundle/1"
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     """One class that the model named, with its probability in 0..1."""
 
     index: int
@@ -45,7 +46,7 @@ class Heatmap:
         view: how it became the model's input.
         image: what to call the photograph.
         method: name of the method; `signed` tells whether negative values belong to the map.
-        unit: "score" when values are shares of the score, "own" when they compare only with maps of the same method.
+        unit: "score" when values are in units of the score, "own" when they compare only with maps of the same method.
         label: the target's name; `index` its class, None for other scores.
         score: the target's value; `probability` that of its class, None for other scores.
         layer: where the map was made; `layer_reason` why there.
@@ -263,7 +264,7 @@ def manifest(heatmaps: Sequence[Heatmap], records: Sequence[Mapping[str, Any]]) 
         "sightline": __version__,
         "image": Path(first.image).name,
         "size": {"width": first.photo.width, "height": first.photo.height},
-        "predictions": [one._asdict() for one in first.predictions],
+        "predictions": [dataclasses.asdict(one) for one in first.predictions],
         "maps": [
             {**record, "score": one.score, "scale": one.scale, "layer_reason": one.layer_reason, "signed": one.signed}
             for one, record in zip(heatmaps, records, strict=True)
@@ -326,7 +327,7 @@ def _unit(one: Heatmap) -> str:
 
 
 def _key(one: Heatmap, colormap: str | None) -> Key:
-    label = "share of the score in a cell" if one.unit == "score" else f"in the own unit of {one.method}"
+    label = "in units of the score, per cell" if one.unit == "score" else f"in the own unit of {one.method}"
     return Key(-one.scale if one.signed else 0.0, one.scale, label, one.signed, colormap)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import json
 from collections.abc import Iterator, Sequence
@@ -161,7 +162,7 @@ def _say_json(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
     line = {
         "image": str(image),
         "size": {"width": first.photo.width, "height": first.photo.height},
-        "predictions": [one._asdict() for one in first.predictions[:top]],
+        "predictions": [dataclasses.asdict(one) for one in first.predictions[:top]],
         "maps": maps,
     }
     say(json.dumps(line, ensure_ascii=False))

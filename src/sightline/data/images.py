@@ -251,7 +251,7 @@ def _scaled(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
 
 
 def _is_16_bit(values: np.ndarray[Any, Any]) -> bool:
-    return values.dtype.kind == "u" and values.dtype.itemsize == 2  # of either byte order
+    return bool(values.dtype.kind == "u" and values.dtype.itemsize == 2)  # of either byte order
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> tuple[Image.Image, tuple[str, ...]]:

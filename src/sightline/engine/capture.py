@@ -37,6 +37,7 @@ class Capture:
         gradients: d score / d activations, (B, C, h, w); None until a target was asked for.
         scores: the target's score of each image, (B,); None likewise.
         joint: the layer's output in the graph of `output`.
+        finite: (stage, which images are free of NaN and infinity there (B,)), stage after stage.
     """
 
     layer: str
@@ -46,6 +47,7 @@ class Capture:
     gradients: Tensor | None = None
     scores: Tensor | None = None
     joint: Tensor | None = None
+    finite: tuple[tuple[str, Tensor], ...] = ()
 
 
 def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,)) -> list[Capture]:
@@ -99,8 +101,16 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]
     for one, gradient in zip(captures, gradients, strict=True):
         if gradient is None:
             raise LayerError(f"the score doesn't depend on layer {one.layer!r}; choose one that lies on the way to it")
-        result.append(dataclasses.replace(one, gradients=gradient.detach(), scores=scores.detach()))
+        finite = (*one.finite, ("the score", finite_images(scores)), (f"the gradients at layer {one.layer!r}", finite_images(gradient)))
+        result.append(dataclasses.replace(one, gradients=gradient.detach(), scores=scores.detach(), finite=finite))
     return result
+
+
+def finite_images(values: Tensor) -> Tensor:
+    """Which images (B,) hold neither NaN nor infinity."""
+    values = values.detach().flatten(1) if values.dim() > 1 else values.detach()[:, None]
+    sums = values.sum(dim=1).isfinite()  # one pass without a copy; a sum can overflow, then each value is asked
+    return sums if bool(sums.all()) else values.isfinite().all(dim=1)
 
 
 def check_input(x: Any) -> None:
@@ -186,7 +196,8 @@ def _captured(adapter: Adapter, name: str, seen: dict[str, Tensor], output: Any,
             f"layer {name!r} of {adapter.name} gives no grid larger than 1 x 1 ({got} from an input of {tuple(x.shape)}); "
             "choose another layer or a larger input: sightline layers MODEL"
         )
-    return Capture(name, x, joint.detach(), output, joint=joint)
+    finite = (("the input", finite_images(x)), (f"the activations of layer {name!r}", finite_images(joint)))
+    return Capture(name, x, joint.detach(), output, joint=joint, finite=finite)
 
 
 def _joint(one: Capture) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -131,10 +131,10 @@ def per_image(
     if not isinstance(target, list | tuple):
         if target is None:
             return [resolve(None, adapter, output, image) for image in range(batch)]
-        return [resolve(target, adapter, output)] * batch
+        return [resolve(cast(TargetSpec, target), adapter, output)] * batch
     if len(target) != batch:
         raise TargetError(f"{len(target)} targets for {batch} images; give one target for all, or exactly one an image")
-    return [resolve(spec, adapter, output, image) for image, spec in enumerate(target)]
+    return [resolve(cast(TargetSpec, spec), adapter, output, image) for image, spec in enumerate(target)]
 
 
 def score_of(asked: Sequence[Asked], output: Any, batch: int) -> Tensor:

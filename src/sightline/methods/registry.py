@@ -30,7 +30,7 @@ class Method:
             all methods and targets together.
         signed: negative values are part of the result; otherwise they are set to 0 as the paper does.
         class_specific: whether another target gives another map.
-        unit: "score" when values are shares of the target's score and can be compared between methods; "own" when not.
+        unit: "score" when values are in units of the target's score and can be compared between methods; "own" when not.
         reference: where it is defined, with the equation.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,10 @@ def fold(model: nn.Module, x: Tensor, keep: str | None = None) -> frozenset[str]
             return frozenset()
         replaced = []
         for conv, norm in pairs:
-            replaced += [_replace(model, conv, fuse_conv_bn_eval(model.get_submodule(conv), model.get_submodule(norm)))]
-            replaced += [_replace(model, norm, _without_norm(model.get_submodule(norm)))]
+            conv_module = cast(nn.Conv2d, model.get_submodule(conv))
+            norm_module = cast(nn.BatchNorm2d, model.get_submodule(norm))
+            replaced += [_replace(model, conv, fuse_conv_bn_eval(conv_module, norm_module))]
+            replaced += [_replace(model, norm, _without_norm(norm_module))]
         after = model(x)
     if not isinstance(before, Tensor) or (after - before).abs().max() > _TOLERANCE * before.std().clamp(min=1e-6):
         for name, original in reversed(replaced):

@@ -80,7 +80,7 @@ def _ready(adapter: Adapter, for_layer: str | None) -> Adapter:
     except LayerError as error:
         layer, reason = None, str(error)
     folded = fold(module, x, keep=for_layer)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)
     return dataclasses.replace(
         adapter, layer=layer, layer_reason=reason, folded=folded, memory_format=torch.channels_last
     )

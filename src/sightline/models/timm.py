@@ -18,7 +18,7 @@ from sightline.models.weights import file_hash, load_weights, read_weights
 def build(name: str, weights: Path | None, random_weights: bool) -> Adapter:
     """An architecture of timm; official weights come from its hub repository as safetensors, and only so."""
     module = architecture(name)
-    config = module.pretrained_cfg
+    config: Any = module.pretrained_cfg
     origin: dict[str, Any] = {"source": "timm", "architecture": name}
     if not random_weights:
         path = weights or _official(name, config)
@@ -51,7 +51,7 @@ def architecture(name: str) -> nn.Module:
 
 def preprocessing(module: nn.Module, origin: dict[str, Any]) -> dict[str, Any]:
     """The evaluation transform that timm's own configuration asks for, as fields of an `Adapter`."""
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     config = resolve_model_data_config(module)
     channels, height, width = config["input_size"]

@@ -73,7 +73,7 @@ def imagenet_labels() -> tuple[str, ...]:
 def _official(name: str, record: Any) -> Path:
     import torch
 
-    path = Path(torch.hub.get_dir()) / "checkpoints" / record.url.rpartition("/")[2]
+    path: Path = Path(torch.hub.get_dir(), "checkpoints", record.url.rpartition("/")[2])
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

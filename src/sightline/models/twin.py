@@ -7,7 +7,7 @@ threads can work on one model, because none of them changes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ def twin(model: nn.Module, hooks: Mapping[str, Hook]) -> nn.Module:
         if same and not module.training and id(module) not in wanted:
             return module
         copy = _shallow(module)
-        copy._modules = children  # type: ignore[assignment]
+        copy._modules = children
         copy.training = False
         if id(module) in wanted:
             copy.register_forward_hook(wanted[id(module)])
@@ -46,7 +46,7 @@ def twin(model: nn.Module, hooks: Mapping[str, Hook]) -> nn.Module:
 
 
 def _shallow(module: nn.Module) -> nn.Module:
-    copy: nn.Module = object.__new__(type(module))
+    copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
     for name, value in module.__dict__.items():
         # Own dictionaries, shared contents: a forward that assigns to itself leaves no trace either.
@@ -58,10 +58,12 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """The layer of this name, or a `LayerError` with the nearest names."""
-    layers = dict(model.named_modules())
-    if name and name in layers:
-        return layers[name]
-    near = did_you_mean(name, [known for known in layers if known])
+    try:
+        if isinstance(name, str) and name:
+            return model.get_submodule(name)
+    except AttributeError:
+        pass
+    near = did_you_mean(str(name), [known for known, _ in model.named_modules() if known])
     raise LayerError(f"{type(model).__name__} has no layer {name!r}.{near} List them: sightline layers MODEL")
 
 
@@ -77,10 +79,10 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             notes.append(f"computed on the module inside {type(model).__name__}")
-            model = model.module
+            model = cast(nn.Module, model.module)
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             notes.append("computed on the eager module inside torch.compile")
-            model = model._orig_mod
+            model = cast(nn.Module, model._orig_mod)
         else:
             break
     if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):

@@ -28,5 +28,5 @@ def levels(values: np.ndarray[Any, Any], scale: float, signed: bool) -> np.ndarr
     """Values as indices into a palette: 0..scale over all of it, or -scale..scale with 0 in the middle; NaN as 0."""
     share = np.nan_to_num(values / scale if scale > 0 else np.zeros_like(values), nan=0.0, posinf=1.0, neginf=-1.0)
     if signed:
-        return np.rint(127.5 + 127.5 * np.clip(share, -1, 1)).astype(np.uint8)
-    return np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
+        return np.asarray(np.rint(127.5 + 127.5 * np.clip(share, -1, 1)), np.uint8)
+    return np.asarray(np.rint(255 * np.clip(share, 0, 1)), np.uint8)

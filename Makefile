@@ -1,0 +1,38 @@
+# Every target sets itself up: it needs only Python (3.11 or newer) with pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+IMAGE ?= src/sightline/data/demo/coffee.jpg
+OUT ?= sightline-out
+
+.PHONY: help install explain test check bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/.base ## sightline in .venv, nothing else
+explain: $(VENV)/.base ## explain a photograph: make explain IMAGE=my.jpg
+	$(BIN)/sightline explain "$(IMAGE)" --output "$(OUT)" --force
+test: $(VENV)/.dev ## all tests
+	$(BIN)/python -m pytest -q
+check: $(VENV)/.dev ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+bench: $(VENV)/.bench ## speed and memory beside the peers, into docs/benchmarks.md
+	$(BIN)/python benchmarks/speed.py
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing (torch is large: a few minutes)"
+	$(PIP) --editable .
+	@touch $@
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --editable '.[test,check]'
+	@touch $@
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) --editable '.[bench]'
+	@touch $@

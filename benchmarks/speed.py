@@ -1,0 +1,327 @@
+"""Speed and memory of Sightline and its peers, as ratios to a plain forward; writes docs/benchmarks.md.
+
+    python benchmarks/speed.py [--rounds 5] [--models resnet18,resnet50] [--output docs/benchmarks.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+MODELS = {
+    "resnet18": "layer4",
+    "resnet50": "layer4",
+    "vgg19": "features.35",
+    "mobilenet_v2": "features",
+    "convnext_tiny": "features",
+}
+CAMS = ("grad-cam", "grad-cam++", "xgrad-cam", "hires-cam", "layer-cam", "grad-cam-elementwise")
+Run = Callable[[], object]
+
+
+def build(name: str, device: str = "cpu") -> nn.Module:
+    from torchvision import models
+
+    torch.manual_seed(0)
+    return models.get_model(name, weights=None).eval().to(device)
+
+
+def forward(model: nn.Module, x: Tensor) -> Run:
+    def run() -> object:
+        with torch.inference_mode():
+            return model(x)
+
+    return run
+
+
+def sightline_run(model: nn.Module, x: Tensor, layer: str, method: str = "grad-cam") -> Run:
+    import sightline
+
+    adapter = sightline.adapt(model, layers=[layer])
+    targets = list(range(len(x)))
+    return lambda: sightline.attribute(x, adapter, method=method, target=targets)
+
+
+def pgc_run(model: nn.Module, x: Tensor, layer: str, classes: Sequence[str] = ("GradCAM",)) -> Run:
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    cams = [getattr(pytorch_grad_cam, name)(model=model, target_layers=[model.get_submodule(layer)]) for name in classes]
+    targets = [ClassifierOutputTarget(index) for index in range(len(x))]
+    return lambda: [cam(input_tensor=x, targets=targets) for cam in cams]
+
+
+def torchcam_run(model: nn.Module, x: Tensor, layer: str) -> Run:
+    from torchcam.methods import GradCAM
+
+    def run() -> object:
+        with GradCAM(model, target_layer=layer) as cam:
+            return cam(list(range(len(x))), model(x))
+
+    return run
+
+
+def captum_run(model: nn.Module, x: Tensor, layer: str) -> Run:
+    from captum.attr import LayerGradCam
+
+    cam = LayerGradCam(model, model.get_submodule(layer))
+    targets = list(range(len(x)))
+    return lambda: cam.attribute(x, target=targets, relu_attributions=True)
+
+
+def ratios(runs: dict[str, Run], rounds: int, synchronise: bool = False) -> dict[str, tuple[float, float, float, float]]:
+    """For each run: (median ratio to the first run, lowest, highest, median seconds).
+
+    The first run is repeated before and after every other one, and each is compared with its two neighbours, so that
+    neither a drifting machine nor what the one before left in the caches counts.
+    """
+
+    def seconds(run: Run) -> float:
+        gc.collect()
+        started = time.perf_counter()
+        run()
+        if synchronise:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    base, *others = runs
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
+    plain = []
+    for name in others:
+        runs[name]()  # warm up
+        for _ in range(rounds):
+            seconds(runs[base])
+            before, mine, _, after = seconds(runs[base]), seconds(runs[name]), seconds(runs[base]), seconds(runs[base])
+            plain.append((before + after) / 2)
+            found[name].append((mine / plain[-1], mine))
+    result = {base: (1.0, 1.0, 1.0, statistics.median(plain))}
+    for name, pairs in found.items():
+        each = [ratio for ratio, _ in pairs]
+        result[name] = (statistics.median(each), min(each), max(each), statistics.median(mine for _, mine in pairs))
+    return result
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def shown(one: tuple[float, float, float, float]) -> str:
+    return f"{one[0]:.2f} ({one[1]:.2f}-{one[2]:.2f})"
+
+
+def speed_of_one_map(names: Sequence[str], rounds: int, device: str) -> str:
+    rows = []
+    for name in names:
+        model, layer = build(name, device), MODELS[name]
+        x = torch.rand(8, 3, 224, 224, device=device)
+        runs = {
+            "forward": forward(model, x),
+            "sightline": sightline_run(model, x, layer),
+            "torchcam": torchcam_run(model, x, layer),
+            "captum": captum_run(model, x, layer),
+            "pytorch-grad-cam": pgc_run(model, x, layer),
+        }
+        found = ratios(runs, rounds, device == "cuda")
+        cells = [name, f"{found['forward'][3] * 1000:.0f} ms", *(shown(found[one]) for one in list(runs)[1:])]
+        if device == "cuda":
+            cells.append(f"{8 / found['sightline'][3]:.0f}")
+        rows.append(cells)
+        print(rows[-1], flush=True)
+    head = ["model, batch 8", "forward", "sightline", "torchcam", "captum", "pytorch-grad-cam"]
+    return table(head + (["sightline, images/s"] if device == "cuda" else []), rows)
+
+
+def speed_of_many(rounds: int, device: str) -> str:
+    import sightline
+
+    rows = []
+    for name in ("resnet18", "resnet50"):
+        model, layer = build(name, device), MODELS[name]
+        x = torch.rand(1, 3, 224, 224, device=device)
+        adapter = sightline.adapt(model, layers=[layer])
+
+        def six(x: Tensor = x, adapter: object = adapter) -> object:
+            seen = sightline.capture(x, adapter)
+            return [sightline.attribute(seen, adapter, method=cam, target=7) for cam in CAMS]
+
+        def five(x: Tensor = x, adapter: object = adapter) -> object:
+            seen = sightline.capture(x, adapter)
+            return [sightline.attribute(seen, adapter, target=index) for index in range(5)]
+
+        kept = sightline.capture(x, adapter)
+        peers = ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM", "GradCAMElementWise")
+        runs = {
+            "forward": forward(model, x),
+            "six": six,
+            "six, pytorch-grad-cam": pgc_run(model, x, layer, peers),
+            "five": five,
+            "again": lambda kept=kept, adapter=adapter: sightline.attribute(kept, adapter, target=11),
+            "margin": lambda kept=kept, adapter=adapter: sightline.attribute(
+                kept, adapter, target=sightline.margin(3, 4), method="hires-cam"
+            ),
+        }
+        found = ratios(runs, rounds * 4, device == "cuda")
+        rows.append([name, *(shown(found[one]) for one in list(runs)[1:])])
+        print(rows[-1], flush=True)
+    head = [
+        "model, one image", "six gradient CAMs", "six, pytorch-grad-cam", "five classes",
+        "another class of a capture", "a margin by hires-cam of a capture",
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def speed_of_loaded(rounds: int, device: str) -> str:
+    """Models that Sightline loads itself: batch norm folded, channels-last; against their plain eager forward."""
+    import dataclasses
+
+    import sightline
+    from sightline.models.load import _ready
+    from sightline.models.load import build as build_adapter
+
+    rows = []
+    for name in ("bundled", *(f"torchvision:{name}" for name in MODELS)):
+        plain = build_adapter(name, random_weights=name != "bundled")
+        model = plain.module.eval().to(device)
+        ours = _ready(build_adapter(name, random_weights=name != "bundled"), None)
+        ours.module.to(device)
+        ours = dataclasses.replace(ours)
+        x = torch.rand(8, 3, 224, 224, device=device)
+        runs = {
+            "forward": forward(model, x),
+            "loaded": lambda ours=ours, x=x: sightline.attribute(x, ours, target=list(range(8))),
+        }
+        found = ratios(runs, rounds, device == "cuda")
+        rows.append([name, f"{found['forward'][3] * 1000:.0f} ms", shown(found["loaded"])])
+        print(rows[-1], flush=True)
+    return table(["loaded model, batch 8", "eager forward", "grad-cam"], rows)
+
+
+def peak_memory(kind: str) -> float:
+    """Megabytes above the start that one call on resnet50, batch 32, needs; run in a process of its own."""
+    import threading
+
+    model, x = build("resnet50"), torch.rand(32, 3, 224, 224)
+    layer = MODELS["resnet50"]
+    makers: dict[str, Callable[[], Run]] = {
+        "forward": lambda: forward(model, x),
+        "sightline": lambda: sightline_run(model, x, layer),
+        "torchcam": lambda: torchcam_run(model, x, layer),
+        "captum": lambda: captum_run(model, x, layer),
+        "pytorch-grad-cam": lambda: pgc_run(model, x, layer),
+    }
+    run = makers[kind]()
+    forward(model, x[:1])()  # kernels loaded, thread pools started
+    gc.collect()
+    pages = Path("/proc/self/statm")
+    size = 4096 / 1e6
+    start = peak = int(pages.read_text().split()[1]) * size
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, int(pages.read_text().split()[1]) * size)
+            done.wait(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return peak - start
+
+
+def memory() -> str:
+    found = {}
+    for kind in ("forward", "sightline", "torchcam", "captum", "pytorch-grad-cam"):
+        out = [
+            float(subprocess.run([sys.executable, __file__, "--memory", kind], check=True, capture_output=True, text=True).stdout)
+            for _ in range(3)
+        ]  # fmt: skip
+        found[kind] = statistics.median(out)
+        print(kind, out, flush=True)
+    rows = [[kind, f"{value:.0f} MB", f"{value / found['forward']:.2f}"] for kind, value in found.items()]
+    return table(["resnet50, batch 32", "peak above the start", "of the forward's"], rows)
+
+
+def start_up() -> str:
+    commands = {
+        "import sightline": [sys.executable, "-c", "import sightline"],
+        "python alone": [sys.executable, "-c", "pass"],
+        "sightline --help": [sys.executable, "-c", "import sys; sys.argv = ['sightline', '--help']; from sightline.cli import main; main()"],
+    }
+    rows = []
+    for name, command in commands.items():
+        seconds = []
+        for _ in range(9):
+            started = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            seconds.append(time.perf_counter() - started)
+        rows.append([name, f"{statistics.median(seconds):.2f} s"])
+    return table(["start, as a whole process", "median"], rows)
+
+
+def machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
+    for package in ("torchvision", "torchcam", "captum", "grad-cam"):
+        from importlib.metadata import version
+
+        versions.append(f"{package} {version(package)}")
+    cuda = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{cpu}, {torch.get_num_threads()} threads{cuda}; {', '.join(versions)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "benchmarks.md")
+    parser.add_argument("--memory")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")  # the peers'
+    if arguments.memory:
+        print(peak_memory(arguments.memory))
+        return
+    if not torch.cuda.is_available():
+        torch.set_num_threads(2)
+    parts = [
+        "# Benchmarks\n",
+        f"Measured by `make bench` on: {machine()}.\n",
+        "Ratios to an eager `inference_mode` forward of the same model and batch, run in turn in one process: median (lowest-highest).\n",
+        "## One map each, targets given\n",
+        speed_of_one_map(arguments.models.split(","), arguments.rounds, "cpu"),
+        "## Several maps of one image\n",
+        speed_of_many(arguments.rounds, "cpu"),
+        "## Models that Sightline loads itself\n",
+        "Batch norm folded and channels-last; the same maps to 1e-5.\n",
+        speed_of_loaded(arguments.rounds, "cpu"),
+        "## Memory\n",
+        memory(),
+        "## Start\n",
+        start_up(),
+    ]
+    if torch.cuda.is_available():
+        parts += ["## CUDA\n", speed_of_one_map(arguments.models.split(","), 20, "cuda"), speed_of_many(20, "cuda")]
+    arguments.output.write_text("\n".join(parts), encoding="utf-8")
+    print(f"written: {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

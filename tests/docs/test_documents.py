@@ -1,0 +1,90 @@
+"""Every command and snippet of the README runs, and the generated table is the registry's."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DEMO = ROOT / "src" / "sightline" / "data" / "demo"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place with the pictures that the README speaks of."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(DEMO / "cat.jpg", tmp_path)
+    for name in ("photos", "more"):
+        (tmp_path / name).mkdir()
+        shutil.copy(DEMO / "coffee.jpg", tmp_path / name / f"{name}.jpg")
+    (tmp_path / "more" / "more.jpg").rename(tmp_path / "more" / "more.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", range(len(re.findall(r"```python\n", README))))
+def test_python_in_the_readme_runs(folder: Path, number: int) -> None:
+    exec(compile(re.findall(r"```python\n(.*?)```", README, re.S)[number], "README.md", "exec"), {})  # noqa: S102
+    if number == 0:
+        assert (folder / "why.png").exists()
+        assert (folder / "cats.png").exists()
+
+
+def commands() -> list[str]:
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
+    lines = [line.partition("#")[0].strip() for line in blocks.splitlines()]
+    return [part.strip() for line in lines for part in line.split(";") if part.strip().startswith("sightline")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_in_the_readme_run(
+    folder: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sightline.cli import main
+
+    monkeypatch.setenv("TORCH_HOME", os.fspath(folder / "cache"))
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    shown = capsys.readouterr()
+    if "torchvision:" in command:  # needs the hub: it works, or says how to do without
+        assert code == 0 or (code == 2 and "--weights FILE" in shown.err)
+    else:
+        assert code == 0, shown.err
+        assert shown.out
+
+
+def test_the_table_of_methods_is_the_registrys() -> None:
+    table = runpy.run_path(str(ROOT / "docs" / "methods_table.py"))["table"]()
+    assert table in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), "run: python docs/methods_table.py"
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_no_file_names_a_registry_or_a_path_of_one_machine() -> None:
+    import subprocess
+
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    forbidden = re.compile("|".join(["pypi" + r"\.org", "pythonhosted" + r"\.", "download" + r"\.pytorch\.org", "npmjs" + r"\.", r"/ro" + "ot/", r"/wo" + "rk/"]))
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in {".png", ".jpg"} or not path.exists():
+            continue
+        found = forbidden.search(path.read_text(encoding="utf-8"))
+        assert not found, f"{name}: {found.group() if found else ''}"

@@ -1,6 +1,6 @@
 """Speed and memory of Sightline and its peers, as ratios to a plain forward; writes docs/benchmarks.md.
 
-    python benchmarks/speed.py [--rounds 5] [--models resnet18,resnet50] [--output docs/benchmarks.md]
+python benchmarks/speed.py [--rounds 5] [--models resnet18,resnet50] [--output docs/benchmarks.md]
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def pgc_run(model: nn.Module, x: Tensor, layer: str, classes: Sequence[str] = ("
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    cams = [getattr(pytorch_grad_cam, name)(model=model, target_layers=[model.get_submodule(layer)]) for name in classes]
+    cams = [
+        getattr(pytorch_grad_cam, name)(model=model, target_layers=[model.get_submodule(layer)]) for name in classes
+    ]
     targets = [ClassifierOutputTarget(index) for index in range(len(x))]
     return lambda: [cam(input_tensor=x, targets=targets) for cam in cams]
 
@@ -80,7 +82,9 @@ def captum_run(model: nn.Module, x: Tensor, layer: str) -> Run:
     return lambda: cam.attribute(x, target=targets, relu_attributions=True)
 
 
-def ratios(runs: dict[str, Run], rounds: int, synchronise: bool = False) -> dict[str, tuple[float, float, float, float]]:
+def ratios(
+    runs: dict[str, Run], rounds: int, synchronise: bool = False
+) -> dict[str, tuple[float, float, float, float]]:
     """For each run: (median ratio to the first run, lowest, highest, median seconds).
 
     The first run is repeated before and after every other one, and each is compared with its two neighbours, so that
@@ -260,7 +264,11 @@ def start_up() -> str:
     commands = {
         "import sightline": [sys.executable, "-c", "import sightline"],
         "python alone": [sys.executable, "-c", "pass"],
-        "sightline --help": [sys.executable, "-c", "import sys; sys.argv = ['sightline', '--help']; from sightline.cli import main; main()"],
+        "sightline --help": [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv = ['sightline', '--help']; from sightline.cli import main; main()",
+        ],
     }
     rows = []
     for name, command in commands.items():

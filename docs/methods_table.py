@@ -9,7 +9,15 @@ def table() -> str:
     lines = ["| method | shows | needs | signed | unit | options | defined in |", "|---|---|---|---|---|---|---|"]
     for one in list_methods().values():
         options = ", ".join(f"`{name}={default}`" for name, default in one.options.items())
-        cells = [f"`{one.name}`", one.summary, one.needs, "yes" if one.signed else "no", one.unit, options, one.reference]
+        cells = [
+            f"`{one.name}`",
+            one.summary,
+            one.needs,
+            "yes" if one.signed else "no",
+            one.unit,
+            options,
+            one.reference,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -97,11 +97,12 @@ class Heatmap:
 
     def panel(self, style: str = "heat", *, colormap: str | None = None) -> Image.Image:
         """Photograph, heat map and overlay beside each other, with caption and colour key."""
-        colours = heat(self.values, self.scale, signed=self.signed, colormap=colormap)
+        photo, values = self._small()
+        colours = heat(values, self.scale, signed=self.signed, colormap=colormap)
         tiles = [
-            Tile(self.photo, "photograph", self._size_note()),
-            Tile(hatch(colours, self.photo, self.values), "heat map"),
-            Tile(self.overlay(style, colormap=colormap), "overlay"),
+            Tile(photo, "photograph", self._size_note()),
+            Tile(hatch(colours, photo, values), "heat map"),
+            Tile(_tile(self, style, colormap), "overlay"),
         ]
         says = ", ".join(f"{one.label} {percent(one.probability)}" for one in self.predictions[:3])
         return sheet(
@@ -157,6 +158,11 @@ class Heatmap:
         self.panel().save(buffer, "PNG")
         return buffer.getvalue()
 
+    def _small(self) -> tuple[Image.Image, Values]:
+        """Photograph and values at a tile's size; a view holds for any size of the same photograph."""
+        photo = fitted(self.photo)
+        return photo, dataclasses.replace(self.view, photo=photo.size).place(self.raw)
+
     def _size_note(self) -> str:
         share = self.view.seen_share()
         unseen = f"; hatched: the {percent(1 - share)} that the model never saw" if share < 0.995 else ""
@@ -189,7 +195,7 @@ def side_by_side(
         lines = [flat[start : start + 3] for start in range(0, len(flat), 3)]
     first = shown[0]
     if len(photos) == 1:
-        lines[0].insert(0, Tile(first.photo, "photograph", first._size_note()))
+        lines[0].insert(0, Tile(first._small()[0], "photograph", first._size_note()))
     keys = {((_unit(one), one.signed) if same_scale else id(one)): one for one in shown}
     says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:3])
     grids = sorted({f"{one.raw.shape[0]}x{one.raw.shape[1]}" for one in shown})
@@ -332,4 +338,5 @@ def _key(one: Heatmap, colormap: str | None) -> Key:
 
 
 def _tile(one: Heatmap, style: str, colormap: str | None) -> Image.Image:
-    return fitted(one.overlay(style, colormap=colormap))
+    photo, values = one._small()
+    return overlay(photo, values, one.scale, style=style, signed=one.signed, colormap=colormap)

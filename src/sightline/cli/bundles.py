@@ -45,18 +45,18 @@ def write_bundles(
         check_free(place, force)
     given = dict(_option(text) for text in options)
     _check_style(style, colormap)
-    with waiting(f"loading {plain(model)}"):
-        from sightline.flow import compare
-        from sightline.heatmap import save
-        from sightline.methods.registry import find
-        from sightline.models.load import load_model
-
-        for name in methods or ():
-            find(name)
-        adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layer)
     failed: list[tuple[Path, str]] = []
     done = 0
     try:
+        with waiting(f"loading {plain(model)}"):
+            from sightline.flow import compare
+            from sightline.heatmap import save
+            from sightline.methods.registry import find
+            from sightline.models.load import load_model
+
+            for name in methods or ():
+                find(name)
+            adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layer)
         with _progress(len(images)) as step:
             for image, place in zip(images, places, strict=True):
                 try:
@@ -190,13 +190,14 @@ def _check_style(style: str, colormap: str | None) -> None:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """A bar on stderr for more than one picture; nothing where no terminal is."""
+    """A bar on stderr, a moving sign for a single picture; nothing where no terminal is."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
     console = Console(stderr=True)
     if total < 2 or not console.is_terminal:
-        yield lambda: None
+        with waiting("explaining"):
+            yield lambda: None
         return
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
         task = progress.add_task("explaining", total=total)

@@ -101,7 +101,11 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]
     for one, gradient in zip(captures, gradients, strict=True):
         if gradient is None:
             raise LayerError(f"the score doesn't depend on layer {one.layer!r}; choose one that lies on the way to it")
-        finite = (*one.finite, ("the score", finite_images(scores)), (f"the gradients at layer {one.layer!r}", finite_images(gradient)))
+        finite = (
+            *one.finite,
+            ("the score", finite_images(scores)),
+            (f"the gradients at layer {one.layer!r}", finite_images(gradient)),
+        )
         result.append(dataclasses.replace(one, gradients=gradient.detach(), scores=scores.detach(), finite=finite))
     return result
 

@@ -57,7 +57,8 @@ def standard(
             for axis in (0, 1)
         )
         window = (offset[0], offset[1], offset[0] + size[0], offset[1] + size[1])
-        small = image.convert("RGB").resize(scaled, resample) if image.size != scaled else image.convert("RGB")
+        small = image if image.mode == "RGB" else image.convert("RGB")
+        small = small if small.size == scaled else small.resize(scaled, resample)
         if offset[0] < 0 or offset[1] < 0:
             canvas = Image.new("RGB", size, tuple(round(255 * value) for value in fill))
             canvas.paste(small, (-offset[0], -offset[1]))

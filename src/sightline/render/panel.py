@@ -18,7 +18,7 @@ _INK, _SOFT, _ALARM = (20, 20, 20), (90, 90, 90), (160, 60, 0)
 
 
 class Tile(NamedTuple):
-    """One picture of a sheet, with a title above and a note below."""
+    """One picture of a sheet at its final size, with a title above and a note below."""
 
     image: Image.Image
     title: str
@@ -44,7 +44,7 @@ def sheet(
     keys: Sequence[Key],
 ) -> Image.Image:
     """Tiles in rows under a heading; captions, cautions and colour keys below."""
-    width = max(sum(_fitted(tile.image.size)[0] + _MARGIN for tile in row) for row in rows) + _MARGIN
+    width = max(sum(tile.image.width + _MARGIN for tile in row) for row in rows) + _MARGIN
     width = max(width, 720)
     inner = width - 2 * _MARGIN
     canvas = Image.new("RGB", (width, 20_000), "white")
@@ -81,10 +81,10 @@ def _fitted(size: tuple[int, int]) -> tuple[int, int]:
 
 def _row(canvas: Image.Image, pen: ImageDraw.ImageDraw, y: int, row: Sequence[Tile]) -> int:
     font, bottom, x = _font(16, bold=True), y, _MARGIN
-    titles = [_wrapped(tile.title, font, _fitted(tile.image.size)[0]) for tile in row]
+    titles = [_wrapped(tile.title, font, tile.image.width) for tile in row]
     top = y + 22 * max(len(lines) for lines in titles)
     for tile, lines in zip(row, titles, strict=True):
-        small = fitted(tile.image)
+        small = tile.image
         for index, line in enumerate(lines):
             pen.text((x, top - 22 * (len(lines) - index)), line, font=font, fill=_INK)
         canvas.paste(small, (x, top + 2))

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import ORACLES
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
+
+from oracles import ORACLES
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 5
@@ -126,8 +127,9 @@ class Dense(nn.Module):
 
     layer = "norm"
 
-    def __init__(self) -> None:
+    def __init__(self, inplace: bool = True) -> None:
         super().__init__()
+        self.inplace = inplace
         self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
         self.conv1 = nn.Conv2d(4, 4, 3, padding=1)
         self.conv2 = nn.Conv2d(8, 4, 3, padding=1)
@@ -138,7 +140,7 @@ class Dense(nn.Module):
         first = self.stem(x)
         second = self.conv1(first.relu())
         third = self.conv2(torch.cat([first, second], dim=1).relu())
-        x = F.relu(self.norm(torch.cat([first, second, third], dim=1)), inplace=True)
+        x = F.relu(self.norm(torch.cat([first, second, third], dim=1)), inplace=self.inplace)
         return self.head(x.mean(dim=(2, 3)))
 
 
@@ -286,7 +288,9 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0, dtype: torch.dtype = t
     return model.to(dtype).eval()
 
 
-def images(batch: int = 2, channels: int = 3, size: int = 16, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+def images(
+    batch: int = 2, channels: int = 3, size: int = 16, seed: int = 1, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Reproducible inputs (B, C, size, size), different from each other."""
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
@@ -308,11 +312,17 @@ def by_autograd(
     """
     model = copy.deepcopy(model).eval()
     kept: list[Tensor] = []
-    module = model.get_submodule(layer)
-    module.register_forward_hook(lambda _module, _args, output: kept.append(output))
+    versions: list[int] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        kept.append(output)
+        versions.append(output._version)
+
+    model.get_submodule(layer).register_forward_hook(keep)
     with torch.inference_mode(False), torch.enable_grad():
         scores = score(model(x.detach().clone().requires_grad_()))
         (gradients,) = torch.autograd.grad(scores.sum(), kept[0])
+    assert kept[0]._version == versions[0], "the layer's output was changed in place; take the functional twin"
     return kept[0].detach(), gradients.detach(), scores.detach()
 
 
@@ -328,7 +338,9 @@ def assert_close(found: Tensor, wanted: Tensor, tolerance: float = 1e-6) -> None
     found, wanted = found.detach().double(), wanted.detach().double()
     assert wanted.abs().max() > 0, "the wanted map is empty, so that this comparison would prove nothing"
     difference = float((found - wanted).abs().max())
-    assert difference <= tolerance * float(wanted.abs().max()), f"differs by {difference:.3g} of {wanted.abs().max():.3g}"
+    assert difference <= tolerance * float(wanted.abs().max()), (
+        f"differs by {difference:.3g} of {wanted.abs().max():.3g}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ no trace

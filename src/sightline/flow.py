@@ -18,8 +18,8 @@ from sightline.errors import ModelError, NonFiniteError, SightlineError
 from sightline.heatmap import Heatmap, Prediction, share_scale
 from sightline.methods import list_methods
 from sightline.methods.notices import floor, notices, same_map
-from sightline.methods.registry import Function, Method, find, run
-from sightline.models.adapter import Adapter, adapt
+from sightline.methods.registry import Function, Method, check_options, find, run
+from sightline.models.adapter import Adapter, adapt, like_weights
 from sightline.models.load import load_model
 from sightline.models.view import View
 from sightline.render.panel import percent
@@ -81,6 +81,7 @@ def compare(
     chosen = [find(name) for name in (list_methods() if methods is None else methods)]
     if not chosen or not targets:
         raise ModelError("nothing to compare: give at least one method and one target")
+    check_options(chosen, options or {})
     adapter = _adapter(model)
     photo, meta = read_image(image)
     x, view = _input(adapter, photo)
@@ -91,7 +92,7 @@ def compare(
     captures = [toward([seen], one)[0] if gradients else seen for one in asked]
     found = []
     for one in chosen:
-        taken = _taken(one, options or {}, len(chosen))
+        taken = {name: value for name, value in (options or {}).items() if name in one.options}
         for capture, target in zip(captures, asked, strict=True):
             signed = _map(one, adapter, capture, target, taken)
             found.append(_heatmap(one, adapter, photo, meta, view, capture, target[0], signed[0], predictions))
@@ -159,8 +160,7 @@ def _input(adapter: Adapter, photo: Any) -> tuple[Tensor, View]:
             "sightline.adapt(module, preprocess=function), or sightline.attribute for ready tensors"
         )
     x, view = adapter.preprocess(photo)
-    weight = next((one for one in adapter.module.parameters() if one.is_floating_point()), None)
-    return (x[None] if weight is None else x[None].to(weight.device, weight.dtype)), view
+    return like_weights(x[None], adapter.module), view
 
 
 def _predictions(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Prediction, ...]:
@@ -170,11 +170,6 @@ def _predictions(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Pred
         return ()  # no classifier; its targets are functions
     best = shares.nan_to_num(-1).topk(min(count, len(shares)))
     return tuple(Prediction(int(index), adapter.label(int(index)), float(shares[index])) for index in best.indices)
-
-
-def _taken(method: Method, options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
-    """With several methods an option goes to those that have it; with one, a wrong option is an error."""
-    return options if count == 1 else {name: value for name, value in options.items() if name in method.options}
 
 
 def _map(
@@ -206,7 +201,7 @@ def _check_finite(method: Method, adapter: Adapter, captured: Capture, maps: Ten
     name = next(name for name, free in stages if not free.all())
     bad = tuple(int(image) for image in (~good).nonzero()[:, 0])
     weights = [
-        key for key, one in adapter.module.named_parameters() if one.is_floating_point() and not one.isfinite().all()
+        key for key, one in adapter.module.state_dict().items() if one.is_floating_point() and not one.isfinite().all()
     ]
     reason = f"; the weights themselves hold them, first in {weights[0]!r}" if weights else ""
     where = (
@@ -231,7 +226,7 @@ def _heatmap(
     """One image's map with everything that a person must know about it."""
     signed = signed.detach().float().cpu()
     raw = _rectified(method, signed)
-    score = float(captured.scores[0]) if captured.scores is not None else float("nan")
+    score = float(captured.scores[0]) if captured.scores is not None else None
     chance = None
     if asked.index is not None:
         chance = float(probabilities(captured.output)[0, asked.index])
@@ -246,7 +241,7 @@ def _heatmap(
     return Heatmap(
         raw=raw.numpy(),
         signed_raw=signed.numpy(),
-        scale=max(float(raw.abs().max()), floor(method, raw, score if score == score else 0.0)),
+        scale=max(float(raw.abs().max()), floor(method, raw, score or 0.0)),
         photo=photo,
         view=view,
         image=meta["name"],

@@ -48,7 +48,7 @@ class Heatmap:
         method: name of the method; `signed` tells whether negative values belong to the map.
         unit: "score" when values are in units of the score, "own" when they compare only with maps of the same method.
         label: the target's name; `index` its class, None for other scores.
-        score: the target's value; `probability` that of its class, None for other scores.
+        score: the target's value, None where the method asked for none; `probability` that of its class, None for other scores.
         layer: where the map was made; `layer_reason` why there.
         predictions: what the model says, most probable first.
         model: its name; `provenance` where its weights and preprocessing come from.
@@ -66,7 +66,7 @@ class Heatmap:
     unit: str
     label: str
     index: int | None
-    score: float
+    score: float | None
     probability: float | None
     layer: str
     layer_reason: str
@@ -115,11 +115,9 @@ class Heatmap:
 
     def title(self) -> str:
         """The target and its probability, in a few words."""
-        return (
-            f"{self.label}, {percent(self.probability)}"
-            if self.probability is not None
-            else f"{self.label}, {self.score:.3g}"
-        )
+        if self.probability is not None:
+            return f"{self.label}, {percent(self.probability)}"
+        return self.label if self.score is None else f"{self.label}, {self.score:.3g}"
 
     def caption(self) -> str:
         """Method, layer, grid and model, in one line."""
@@ -237,9 +235,9 @@ def save(
         records = []
         for number, one in enumerate(shown, 1):
             files = file_names(number, len(shown))
-            text = PngImagePlugin.PngInfo()
-            text.add_itxt("Description", f"{one.title()}: {one.caption()}")
-            one.overlay(style, colormap=colormap).save(place / files["overlay"], pnginfo=text, compress_level=2)
+            about = PngImagePlugin.PngInfo()
+            about.add_itxt("Description", _unicode(f"{one.title()}: {one.caption()}"))
+            one.overlay(style, colormap=colormap).save(place / files["overlay"], pnginfo=about, compress_level=2)
             np.save(place / files["map"], one.raw, allow_pickle=False)
             records.append(one.record(files))
         panel = (
@@ -248,9 +246,8 @@ def save(
             else side_by_side(shown, style, colormap=colormap, same_scale=same_scale)
         )
         panel.save(place / "panel.png")
-        (place / "manifest.json").write_text(
-            json.dumps(manifest(shown, records), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(manifest(shown, records), indent=2, ensure_ascii=False, allow_nan=False)
+        (place / "manifest.json").write_text(_unicode(text) + "\n", encoding="utf-8")
     return folder
 
 
@@ -298,7 +295,12 @@ def _whole(folder: Path, force: bool) -> Iterator[Path]:
         if folder.exists():
             old = place.with_name(f"{place.name}-old")
             folder.rename(old)
-        place.rename(folder)
+        try:
+            place.rename(folder)
+        except BaseException:
+            if old:
+                old.rename(folder)
+            raise
         if old:
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
@@ -326,6 +328,11 @@ def check_free(folder: Path, force: bool) -> None:
         raise OutputError(
             f"{folder} is not a result of sightline and is not replaced, not even with --force; choose another place with -o"
         )
+
+
+def _unicode(text: str) -> str:
+    """File names may hold bytes that are no text; they are shown as question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _unit(one: Heatmap) -> str:

@@ -17,7 +17,7 @@ from sightline import errors
 SOURCE = Path(sightline.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # What stands left may not import what stands right, not even inside a function.
-ORDER = ("errors", "data", "models", "engine", "methods", "render", "heatmap", "flow", "cli")
+ORDER = ("errors", "_quiet", "data", "models", "engine", "methods", "render", "heatmap", "flow", "cli")
 EACH_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 
 
@@ -72,7 +72,10 @@ def names_used(module: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 def places(*forbidden: str) -> list[str]:
     """Where in the source one of these dotted names is used."""
     return [
-        f"{file.relative_to(SOURCE)}: {name}" for file in FILES for name, _ in names_used(tree(file)) if name in forbidden
+        f"{file.relative_to(SOURCE)}: {name}"
+        for file in FILES
+        for name, _ in names_used(tree(file))
+        if name in forbidden
     ]
 
 
@@ -263,7 +266,9 @@ def test_one_function_opens_pictures() -> None:
 
 
 def test_the_walk_over_the_source_sees_through_aliases() -> None:
-    sly = ast.parse("from torch import load as fetch\nimport torch as t\nfetch(1)\nt.load(2)\nimport torch.hub\ntorch.hub.load(3)")
+    sly = ast.parse(
+        "from torch import load as fetch\nimport torch as t\nfetch(1)\nt.load(2)\nimport torch.hub\ntorch.hub.load(3)"
+    )
     used = [name for name, _ in names_used(sly)]
     assert used.count("torch.load") == 2
     assert "torch.hub.load" in used

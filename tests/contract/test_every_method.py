@@ -7,11 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, MODELS, Echo, Plain, assert_close, by_autograd, by_oracle, channels_of, images, seeded
-from oracles import ORACLES
 from torch import Tensor, nn
 
 import sightline
+from conftest import (
+    CLASSES,
+    MODELS,
+    Echo,
+    Flat,
+    Plain,
+    assert_close,
+    by_autograd,
+    by_oracle,
+    channels_of,
+    images,
+    seeded,
+)
+from oracles import ORACLES
 from sightline.errors import MethodError, TargetError
 
 REGISTRY = sightline.list_methods()
@@ -37,6 +49,7 @@ def _activations(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
         "all zero": torch.zeros_like(values),
         "constant": torch.full_like(values, 0.7),
         "all negative": -values.abs() - 0.1,
+        "far below zero": -values.abs() * 30,
         "denormal": values.abs() * 1e-40,
         "1e30": values * 1e30,
         "-1e30": -values.abs() * 1e30,
@@ -119,12 +132,12 @@ def test_a_batch_gives_what_its_images_give_one_by_one(method: str, batch: int, 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_target_stands_for_all_images_and_none_for_each_ones_prediction(method: str) -> None:
-    model, x = seeded(Plain), images(7)
+    model, x = seeded(Flat), images(7)
     predicted = model(x).argmax(dim=1)
     assert len(predicted.unique()) > 1, "all images are of one class, which would prove nothing"
     for one, listed in ((2, [2] * 7), (None, predicted.tolist()), (None, predicted), (None, tuple(predicted.tolist()))):
-        found = sightline.attribute(x, model, method=method, layer="relu1", target=one)
-        assert torch.equal(found, sightline.attribute(x, model, method=method, layer="relu1", target=listed))
+        found = sightline.attribute(x, model, method=method, layer="relu", target=one)
+        assert_close(found, sightline.attribute(x, model, method=method, layer="relu", target=listed))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -139,7 +152,9 @@ def test_functions_and_classes_can_be_mixed_in_one_list(method: str) -> None:
     assert_close(together, torch.cat(alone))
 
 
-@pytest.mark.parametrize("targets", [[], [1], [1, 2], [1, 2, 3, 4], (1, 2), torch.tensor([1, 2]), torch.tensor([1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    "targets", [[], [1], [1, 2], [1, 2, 3, 4], (1, 2), torch.tensor([1, 2]), torch.tensor([1, 2, 3, 4])]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_list_of_targets_of_another_length_than_the_batch_is_refused(method: str, targets: Any) -> None:
     with pytest.raises(TargetError, match=rf"{len(targets)} targets for 3 images"):
@@ -156,7 +171,9 @@ def test_a_class_that_does_not_exist_is_refused(method: str, target: Any) -> Non
 # -------------------------------------------------------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize("kind", ["rectified", "signed", "sparse", "with a dead channel", "all negative", "one spike"])
+@pytest.mark.parametrize(
+    "kind", ["rectified", "signed", "sparse", "with a dead channel", "all negative", "far below zero", "one spike"]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_map_is_the_oracles(method: str, kind: str) -> None:
     model, a = _echo(), _activations(kind)

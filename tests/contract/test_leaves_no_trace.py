@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, Plain, Regularised, assert_untouched, channels_of, images, seeded
 from torch import Tensor, nn
 
 import sightline
+from conftest import MODELS, Plain, Regularised, assert_untouched, channels_of, images, seeded
 from sightline.errors import LayerError, MethodError, ModelError, SightlineError, TargetError
 
 METHODS = sorted(sightline.list_methods())
@@ -200,7 +200,9 @@ def test_the_probe_leaves_no_trace() -> None:
         ask.score_head(grids[:, :1])
 
 
-@pytest.mark.parametrize("kind", ["requires a gradient", "has a history", "is an inference tensor", "is strided", "is expanded"])
+@pytest.mark.parametrize(
+    "kind", ["requires a gradient", "has a history", "is an inference tensor", "is strided", "is expanded"]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_any_input_tensor_is_untouched_and_gives_the_same_map(method: str, kind: str) -> None:
     model, x = seeded(Plain), images(2)
@@ -216,7 +218,9 @@ def test_any_input_tensor_is_untouched_and_gives_the_same_map(method: str, kind:
         x = torch.randn(16, 16, 3, 2).permute(3, 2, 1, 0)
     else:
         x = images(1).expand(2, -1, -1, -1)
-    wanted = sightline.attribute(x.detach().clone().contiguous(), model, method=method, layer=model.layer, target=[1, 2])
+    wanted = sightline.attribute(
+        x.detach().clone().contiguous(), model, method=method, layer=model.layer, target=[1, 2]
+    )
     with assert_untouched(model, x):
         found = sightline.attribute(x, model, method=method, layer=model.layer, target=[1, 2])
     assert torch.equal(found, wanted) or float((found - wanted).abs().max()) <= 1e-6 * float(wanted.abs().max())
@@ -291,7 +295,11 @@ def test_the_check_itself_sees_a_trace(what: str) -> None:
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]), pytest.raises(AssertionError, match="left a trace"), assert_untouched(model, x):
+        with (
+            torch.random.fork_rng(devices=[]),
+            pytest.raises(AssertionError, match="left a trace"),
+            assert_untouched(model, x),
+        ):
             _spoil(model, x, what)
     finally:
         torch.set_num_threads(threads)

@@ -81,7 +81,18 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    forbidden = re.compile("|".join(["pypi" + r"\.org", "pythonhosted" + r"\.", "download" + r"\.pytorch\.org", "npmjs" + r"\.", r"/ro" + "ot/", r"/wo" + "rk/"]))
+    forbidden = re.compile(
+        "|".join(
+            [
+                "pypi" + r"\.org",
+                "pythonhosted" + r"\.",
+                "download" + r"\.pytorch\.org",
+                "npmjs" + r"\.",
+                r"/ro" + "ot/",
+                r"/wo" + "rk/",
+            ]
+        )
+    )
     for name in listed.stdout.splitlines():
         path = ROOT / name
         if path.suffix in {".png", ".jpg"} or not path.exists():

@@ -56,7 +56,7 @@ def refused(path: Path, *words: str, **options: Any) -> str:
     message = str(caught.value)
     assert path.name in message
     for word in words:
-        assert word in message
+        assert word in message.replace("'", "")
     assert len(message) < 1000
     return message
 
@@ -262,7 +262,7 @@ def test_a_file_above_the_limit_is_refused_without_being_read(tmp_path: Path) ->
 def test_a_small_file_with_a_huge_view_is_refused(write: Callable[[Any, Path], None], tmp_path: Path) -> None:
     write({"a": torch.zeros(1).expand(10**10)}, tmp_path / "view.pth")
     assert (tmp_path / "view.pth").stat().st_size < 2_000
-    refused(tmp_path / "view.pth", "'a'", "10,000,000,000")
+    refused(tmp_path / "view.pth", ": a claims", "10,000,000,000")
 
 
 @pytest.mark.parametrize("write", [torch.save, legacy], ids=["zip", "legacy"])
@@ -299,7 +299,7 @@ def test_a_file_that_promises_more_numbers_than_it_holds_is_refused_in_little_me
 )
 def test_tensors_that_are_no_plain_numbers_are_refused(tensor: Tensor, tmp_path: Path) -> None:
     torch.save({"first": torch.zeros(1), "odd": tensor}, tmp_path / "odd.pth")
-    refused(tmp_path / "odd.pth", "'odd'", "plain numbers")
+    refused(tmp_path / "odd.pth", ": odd is", "plain numbers")
 
 
 def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def misfit(model: nn.Module, weights: dict[str, Tensor]) -> str:
         load_weights(model, weights, "mine.pth")
     assert same(dict(model.state_dict()), before), "a refused file has changed the model"
     assert str(caught.value).startswith("mine.pth")
-    return str(caught.value)
+    return str(caught.value).replace("'", "")
 
 
 def test_wrong_shapes_are_shown(model: Small, state: dict[str, Tensor]) -> None:
@@ -428,13 +428,13 @@ def test_unknown_names_are_shown_with_the_nearest(model: Small, state: dict[str,
     state["3.wait"] = state.pop("3.weight")
     message = misfit(model, state)
     assert "1 unknown, such as 3.wait" in message
-    assert "'3.weight'" in message
+    assert "3.weight" in message
 
 
 def test_weights_of_quite_another_model_are_refused(model: Small) -> None:
     message = misfit(model, {"layer1.weight": torch.zeros(3), "layer2.weight": torch.zeros(3)})
     assert "2 unknown" in message
-    assert "Is the model's name right?" in message
+    assert "name right?" in message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -27,7 +27,7 @@ def main() -> None:
         app.command(command.__name__.rpartition(".")[2])(command.run)
     debug = "--debug" in sys.argv
     try:
-        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+        app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="sightline")
     except SightlineError as error:
         if debug:
             raise

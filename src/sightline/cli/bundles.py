@@ -73,7 +73,7 @@ def write_bundles(
                 except (ImageError, NonFiniteError, MemoryError) as error:
                     failed.append((image, str(error) or "not enough memory"))
                     if as_json:
-                        say(json.dumps({"image": str(image), "size": None, "error": str(error)}, ensure_ascii=False))
+                        say(json.dumps({"image": str(image), "size": None, "error": str(error)}))
                 else:
                     (_say_json if as_json else _say)(image, place, found, top)
                 done += 1
@@ -81,10 +81,12 @@ def write_bundles(
     except KeyboardInterrupt:
         tell(f"stopped after {done} of {len(images)} pictures; what is in {folder} is complete")
         raise typer.Exit(130) from None
-    for image, reason in failed:
-        tell(f"failed: {plain(image)}: {plain(reason, 1000)}")
+    finally:
+        for image, reason in failed:
+            tell(f"failed: {plain(image)}: {plain(reason, 1000)}")
     if failed:
-        tell(f"{len(failed)} of {len(images)} pictures failed; the others are done")
+        others = "" if len(failed) == len(images) else "; the others are done"
+        tell(f"{len(failed)} of {len(images)} pictures failed{others}")
         raise typer.Exit(1)
 
 
@@ -126,7 +128,8 @@ def name_folders(images: Sequence[Path], folder: Path) -> list[Path]:
     taken: set[str] = set()
     places = []
     for image in images:
-        name = image.stem if stems.count(image.stem) == 1 else image.name
+        # A name of dots only would lead out of the folder.
+        name = (image.stem if stems.count(image.stem) == 1 else image.name).strip(". ") or "image"
         unique, number = name, 1
         while unique.lower() in taken:
             number += 1
@@ -165,7 +168,7 @@ def _say_json(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
         "predictions": [dataclasses.asdict(one) for one in first.predictions[:top]],
         "maps": maps,
     }
-    say(json.dumps(line, ensure_ascii=False))
+    say(json.dumps(line))
 
 
 def _option(text: str) -> tuple[str, Any]:

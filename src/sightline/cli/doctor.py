@@ -23,7 +23,8 @@ def run(model: ModelName = "bundled", weights: Weights = None, random_weights: R
     say(
         f"sightline {sightline.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     )
-    say(", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "pillow", "numpy")))
+    others = ", ".join(f"{name} {version(name)}" for name in ("torchvision", "timm", "pillow", "numpy"))
+    say(f"torch {torch.__version__}, {others}")
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     say(f"{torch.get_num_threads()} threads; " + (f"CUDA: {', '.join(devices)}" if devices else "no CUDA device"))
     started = time.perf_counter()

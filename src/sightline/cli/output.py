@@ -16,12 +16,12 @@ def plain(text: object, limit: int = 300) -> str:
 
 def say(text: str = "") -> None:
     """A line of the result."""
-    print(text)
+    print(text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
 
 
 def tell(text: str) -> None:
     """A line for the person at the terminal."""
-    print(text, file=sys.stderr)
+    print(text, file=sys.stderr)  # Python itself writes what stderr can't show as \\x...
 
 
 def fail(text: str) -> NoReturn:

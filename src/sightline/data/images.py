@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from sightline._quiet import quiet
 from sightline.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -100,41 +99,11 @@ def _check_scans(file: Any, name: str) -> None:
         raise ImageError(f"{name} has {scans} scans; no camera writes more than {_MAX_SCANS}")
 
 
-class _Quiet:
-    """Pillow's warnings are off while any thread reads a picture: what they tell is either an error here or harmless.
-
-    `warnings.catch_warnings` alone is not safe between threads; the first one in saves the filters, the last one out
-    puts them back.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._readers = threading.Lock(), 0
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if self._readers == 0:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._readers -= 1
-                if self._readers == 0:
-                    self._saved.__exit__(None, None, None)
-
-
-_quiet = _Quiet()
-
-
 @contextmanager
 def _hostile(name: str) -> Iterator[None]:
     """Whatever Pillow raises while it reads becomes an `ImageError`."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except ImageError:
         raise

@@ -62,13 +62,11 @@ def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,))
     """
     check_input(x)
     with isolated(x):
-        # A copy, so that a model which works on its input in place does not reach the caller's.
-        x = x.detach().clone(memory_format=adapter.memory_format)
         names = [name or _default_layer(adapter, x) for name in layers]
-        seen, output = _forward(adapter, x, names, trunk_graph=False)
+        seen, output, x = _forward(adapter, x.detach(), names, trunk_graph=False)
         if not any(joint.requires_grad for joint in _tensors(output)):
             # The model switches gradients off in a part of itself (a frozen backbone): begin outside of that.
-            seen, output = _forward(adapter, x, names, trunk_graph=True)
+            seen, output, x = _forward(adapter, x, names, trunk_graph=True)
     return [_captured(adapter, name, seen, output, x) for name in names]
 
 
@@ -100,7 +98,9 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]
     result = []
     for one, gradient in zip(captures, gradients, strict=True):
         if gradient is None:
-            raise LayerError(f"the score doesn't depend on layer {one.layer!r}; choose one that lies on the way to it")
+            raise LayerError(
+                f"the score doesn't depend on layer {one.layer!r}: it doesn't lie on the way, or gradient checkpointing hides it (switch that off)"
+            )
         finite = (
             *one.finite,
             ("the score", finite_images(scores)),
@@ -127,8 +127,8 @@ def check_input(x: Any) -> None:
 @contextmanager
 def isolated(x: Tensor) -> Iterator[None]:
     """The caller's inference mode and autocast are off inside; random numbers drawn by the model are given back."""
-    # With other threads about, giving back the state could hand out their random numbers twice.
-    alone = threading.active_count() == 1
+    # With other threads at work, giving back the state could hand out their random numbers twice.
+    alone = sum(not thread.daemon for thread in threading.enumerate()) == 1
     devices = [x.device] if x.device.type == "cuda" else []
     with (
         torch.inference_mode(False),
@@ -144,7 +144,9 @@ def _default_layer(adapter: Adapter, x: Tensor) -> str:
     return choose(adapter.module, x[:1])[0]
 
 
-def _forward(adapter: Adapter, x: Tensor, names: Sequence[str], trunk_graph: bool) -> tuple[dict[str, Tensor], Any]:
+def _forward(
+    adapter: Adapter, x: Tensor, names: Sequence[str], trunk_graph: bool
+) -> tuple[dict[str, Tensor], Any, Tensor]:
     for name in names:
         if name in adapter.folded:
             raise LayerError(
@@ -155,25 +157,37 @@ def _forward(adapter: Adapter, x: Tensor, names: Sequence[str], trunk_graph: boo
     calls: dict[str, int] = dict.fromkeys(names, 0)
 
     def tap(name: str) -> Callable[[Any, Any, Any], Any]:
-        def hook(_module: Any, _args: Any, output: Any) -> Any:
+        def hook(_module: Any, args: Any, output: Any) -> Any:
             calls[name] += 1
             grid = only_grid(output)
             if grid is None:
                 return output  # said below, once the forward is over
-            if not (grid.requires_grad and torch.is_grad_enabled()):
-                grid = grid.detach().requires_grad_()
+            if grid.requires_grad and torch.is_grad_enabled():
+                kept = grid.clone()  # a later layer: already inside the graph
+            else:
+                kept = grid.detach().requires_grad_()
                 torch.set_grad_enabled(True)  # undone at the end of the block below
-            seen[name] = grid
-            return _with_grid(output, grid.clone())
+            seen[name] = kept
+            if any(one is grid for one in args):
+                # The layer hands its input on (works in place, does nothing), and whoever else holds that tensor must
+                # come to depend on what was kept, too.
+                if kept.is_leaf:
+                    seen[name] = kept = grid.detach().clone().requires_grad_()
+                grid.copy_(kept)
+                return output
+            return _with_grid(output, kept.clone())
 
         return hook
 
     if len({id(submodule(adapter.module, name)) for name in names}) < len(set(names)):
         raise LayerError(f"the layers {', '.join(names)} are one and the same module; name it once")
     stand_in = twin(adapter.module, {name: tap(name) for name in names})
+    # A copy, so that a model which works on its input in place does not reach the caller's.
+    given = x.clone(memory_format=adapter.memory_format)
+    version = given._version
     try:
         with torch.set_grad_enabled(trunk_graph):
-            output = adapter.logits(stand_in(x))
+            output = adapter.logits(stand_in(given))
     except (SightlineError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -189,7 +203,7 @@ def _forward(adapter: Adapter, x: Tensor, names: Sequence[str], trunk_graph: boo
             raise LayerError(
                 f"layer {name!r} ran {count} times in one forward, so that its map would be ambiguous; choose one that runs once"
             )
-    return seen, output
+    return seen, output, given if given._version == version else x.clone(memory_format=adapter.memory_format)
 
 
 def _captured(adapter: Adapter, name: str, seen: dict[str, Tensor], output: Any, x: Tensor) -> Capture:

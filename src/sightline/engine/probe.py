@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sightline.engine.capture import check_input, isolated
 from sightline.engine.targets import Asked, score_of
-from sightline.errors import ModelError, SightlineError
+from sightline.errors import ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.layers import only_grid
 from sightline.models.twin import twin
@@ -85,7 +85,12 @@ def probe(adapter: Adapter, x: Tensor, layer: str, asked: Asked, batch: int = 32
             for part in images.split(batch):
                 leaf = part.detach().requires_grad_()
                 values = run(plain, leaf, len(part))
-                gradients.append(torch.autograd.grad(values.sum(), leaf)[0])
+                found = torch.autograd.grad(values.sum(), leaf, allow_unused=True) if values.requires_grad else (None,)
+                if found[0] is None:
+                    raise TargetError(
+                        "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
+                    )
+                gradients.append(found[0])
                 scores.append(values.detach())
         return torch.cat(scores), torch.cat(gradients)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Literal
@@ -102,15 +102,25 @@ def find(name: str | Function) -> Method:
     raise MethodError(f"there is no method {name!r}.{did_you_mean(str(name), known)} List them: sightline methods")
 
 
+def check_options(chosen: Sequence[Method], options: Mapping[str, Any]) -> None:
+    """Refuses an option that none of the methods has."""
+    known = {name: default for one in chosen for name, default in one.options.items()}
+    for name in options:
+        if name not in known:
+            names = ", ".join(one.name for one in chosen)
+            shown = ", ".join(f"{key}={default!r}" for key, default in known.items()) or "none"
+            raise MethodError(f"no option {name!r} in {names}; there is: {shown}")
+        if isinstance(known[name], bool) != isinstance(options[name], bool):
+            raise MethodError(f"option {name} is {options[name]!r}; expected something like {known[name]!r}")
+
+
 def run(chosen: Method, capture: Capture, options: Mapping[str, Any], probe: Probe | None = None) -> Tensor:
     """The method's map (B, h, w), signed as computed, in float32 at least.
 
     Raises:
         MethodError: an option it doesn't have, or a result of the wrong shape.
     """
-    if unknown := [name for name in options if name not in chosen.options]:
-        known = ", ".join(f"{name}={default!r}" for name, default in chosen.options.items()) or "none"
-        raise MethodError(f"{chosen.name} has no option {unknown[0]!r}; it has: {known}")
+    check_options([chosen], options)
     arguments = (capture,) if probe is None else (capture, probe)
     with torch.inference_mode(False), torch.no_grad():
         result = chosen.function(*arguments, **options)

@@ -88,7 +88,7 @@ def adapt(
     take = measured(preprocess) if preprocess is not None else None
     if chosen is None and take is not None:
         x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
-        chosen, reason = layer_choice.choose(module, x[None])
+        chosen, reason = layer_choice.choose(module, like_weights(x[None], module))
     return Adapter(
         name=name or type(module).__name__,
         module=module,
@@ -100,6 +100,12 @@ def adapt(
         provenance={"source": "user's module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
         notes=notes,
     )
+
+
+def like_weights(x: Tensor, module: nn.Module) -> Tensor:
+    """The input on the device and in the type of the module's weights."""
+    weight = next((one for one in module.parameters() if one.is_floating_point()), None)
+    return x if weight is None else x.to(weight.device, weight.dtype)
 
 
 def unwrap(output: Any) -> Any:

@@ -87,7 +87,7 @@ def _pairs(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], frozense
 
 def _without_norm(norm: nn.Module) -> nn.Module:
     """What is left of a norm layer: nothing, or the activation that timm keeps in it."""
-    rest = OrderedDict((name, child) for name, child in norm.named_children() if not isinstance(child, nn.Identity))
+    rest = OrderedDict(norm.named_children())
     return nn.Sequential(rest).eval() if rest else FoldedNorm()
 
 

@@ -85,8 +85,10 @@ def _run(model: nn.Module, x: Tensor) -> list[_Event]:
     def record(original: nn.Module) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             tensor = only_grid(output)
+            if tensor is None and isinstance(output, Tensor):
+                tensor = output  # tokens, or a flat vector
             shape = tuple(tensor.shape) if tensor is not None else ()
-            is_grid = bool(shape) and grid_of(shape, tuple(x.shape)) is not None
+            is_grid = grid_of(shape, tuple(x.shape)) is not None
             events.append(_Event(names[id(original)], original, shape, is_grid, is_final=False))
 
         return hook
@@ -94,7 +96,7 @@ def _run(model: nn.Module, x: Tensor) -> list[_Event]:
     stand_in = twin(model, {name: record(module) for name, module in model.named_modules() if name})
     try:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            output = stand_in(x)
+            output = stand_in(x.clone())
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -122,9 +124,12 @@ def _chosen(model: nn.Module, events: list[_Event]) -> Layer:
         )
     grid = events[last].shape[2:]
     weighted = [
-        index for index, event in enumerate(events) if any(True for _ in event.module.parameters(recurse=False))
+        index
+        for index, event in enumerate(events)
+        if len(event.shape) > 2 and any(True for _ in event.module.parameters(recurse=False))
     ]
-    if sum(index > last for index in weighted) > len(weighted) / 2:
+    tokens = [index for index in weighted if index > last and not events[index].is_grid]
+    if len(tokens) > len(weighted) / 2:
         raise LayerError(
             f"the last convolution of {type(model).__name__} ({events[last].name!r}) stands near its input, so most of the model "
             "works on tokens: no layer near the output is a (B, C, h, w) grid, and token grids are not supported yet"

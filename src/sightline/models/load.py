@@ -37,7 +37,7 @@ def load_model(
         weights: a local state dict (.safetensors, .pt, .pth) instead of the official weights.
         random_weights: leave the weights random, to try things out; every result says so.
         for_layer: the layer that will be asked for. Batch norm is folded into the convolutions for speed (same
-            results to 1e-5), unless the output of this layer would be lost by that.
+            logits to 1e-5 of their spread), unless the output of this layer would be lost by that.
 
     Raises:
         ModelError: no such model, or its weights can't be had.

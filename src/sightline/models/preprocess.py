@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -59,7 +60,7 @@ def standard(
         window = (offset[0], offset[1], offset[0] + size[0], offset[1] + size[1])
         small = image if image.mode == "RGB" else image.convert("RGB")
         small = small if small.size == scaled else small.resize(scaled, resample)
-        if offset[0] < 0 or offset[1] < 0:
+        if scaled[0] < size[0] or scaled[1] < size[1]:
             canvas = Image.new("RGB", size, tuple(round(255 * value) for value in fill))
             canvas.paste(small, (-offset[0], -offset[1]))
             small = canvas
@@ -132,10 +133,6 @@ def _measure(function: Callable[[Image.Image], Any], size: tuple[int, int]) -> V
 
     black, white = send(np.zeros((height, width))), send(np.full((height, width), 255))
     runs = [send(across), send(down)]
-    if not np.array_equal(runs[0], send(across)):
-        raise ModelError(
-            "preprocess gives another result each time; use the evaluation transforms, without random ones"
-        )
     contrast = white - black
     channels = np.abs(contrast).max(axis=(1, 2)) > 1e-6
     if not channels.any():
@@ -151,12 +148,19 @@ def _measure(function: Callable[[Image.Image], Any], size: tuple[int, int]) -> V
             source = source.T
         lines.append(_line(source, length))
     (slope_x, shift_x), (slope_y, shift_y) = lines
+    before = _random_states()
+    if not np.array_equal(runs[0], send(across)) or before != _random_states():
+        raise ModelError("preprocess draws at random, so that no map can be laid back; use the evaluation transforms")
     return View(
         photo=size,
         resized=(width / slope_x, height / slope_y),
         offset=(shift_x / slope_x, shift_y / slope_y),
         input=(out_width, out_height),
     )
+
+
+def _random_states() -> tuple[bytes, Any, str]:
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())
 
 
 def _line(source: np.ndarray[Any, Any], length: int) -> tuple[float, float]:

@@ -83,9 +83,16 @@ def _official(name: str, config: Any) -> Path:
     if not repository:
         near = did_you_mean(name, timm.list_pretrained())
         raise ModelError(f"timm:{name} has no published weights.{near} Or give --weights FILE, or --random-weights")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, get_session, hf_hub_download
 
     try:
+        return Path(hf_hub_download(repository, "model.safetensors", local_files_only=True))
+    except Exception:
+        pass  # not fetched before
+    try:
+        get_session().head(
+            constants.ENDPOINT, timeout=10
+        )  # one try: the download itself would repeat it for half a minute
         return Path(hf_hub_download(repository, "model.safetensors"))
     except Exception as error:  # offline shows as one of a dozen types, depending on where the network ends
         raise ModelError(f"the weights of timm:{name} can't be had from the hub ({repository}). {OFFLINE}") from error

@@ -33,7 +33,9 @@ def build(name: str, weights: Path | None, random_weights: bool) -> Adapter:
     origin: dict[str, Any] = {"source": "torchvision", "architecture": name, "random_weights": random_weights}
     if not random_weights:
         path = weights or _official(name, record)
-        load_weights(module, read_weights(path), path.name)
+        # An official file's name ends in the beginning of its hash; a damaged one in the cache must not pass.
+        expected = None if weights else path.stem.rpartition("-")[2]
+        load_weights(module, read_weights(path, sha256=expected), path.name)
         origin |= {"weights": weights.name if weights else str(record), "sha256": file_hash(path)}
     transform = record.transforms()
     side = transform.crop_size[0]
@@ -77,7 +79,6 @@ def _official(name: str, record: Any) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # The file's name ends in the beginning of its hash.
             torch.hub.download_url_to_file(record.url, str(path), path.stem.rpartition("-")[2], progress=False)
         except (OSError, RuntimeError) as error:
             raise ModelError(

@@ -7,12 +7,17 @@ threads can work on one model, because none of them changes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
+
+# What nn.Module itself keeps; handled by name.
+_OWN = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 
@@ -23,10 +28,12 @@ def twin(model: nn.Module, hooks: Mapping[str, Hook]) -> nn.Module:
     Only what must differ is copied, shallowly: the modules on the way to a hooked layer, and those in training mode.
     Parameters, buffers and all other modules are the model's own. The user's hooks are kept and come first.
     """
-    wanted = {id(submodule(model, name)): hook for name, hook in hooks.items()}
+    wanted = {id(_eager(submodule(model, name))): hook for name, hook in hooks.items()}
     made: dict[int, nn.Module] = {}
+    copies: list[tuple[nn.Module, nn.Module]] = []
 
     def visit(module: nn.Module) -> nn.Module:
+        module = _eager(module)
         if id(module) in made:
             return made[id(module)]
         made[id(module)] = module  # a module that holds itself must not hang us
@@ -34,15 +41,18 @@ def twin(model: nn.Module, hooks: Mapping[str, Hook]) -> nn.Module:
         same = all(children[name] is child for name, child in module._modules.items())
         if same and not module.training and id(module) not in wanted:
             return module
-        copy = _shallow(module)
+        copy = made[id(module)] = _shallow(module)
         copy._modules = children
         copy.training = False
         if id(module) in wanted:
             copy.register_forward_hook(wanted[id(module)])
-        made[id(module)] = copy
+        copies.append((copy, module))
         return copy
 
-    return visit(model)
+    stand_in = visit(model)
+    for copy, module in copies:
+        _redirect(copy, module, made)
+    return stand_in
 
 
 def _shallow(module: nn.Module) -> nn.Module:
@@ -54,6 +64,45 @@ def _shallow(module: nn.Module) -> nn.Module:
             copy.__dict__[name] = value.copy()
     copy.__dict__["_compiled_call_impl"] = None  # module.compile() would call the original, past our hooks
     return copy
+
+
+def _redirect(copy: nn.Module, module: nn.Module, made: Mapping[int, nn.Module]) -> None:
+    """Lets what the module keeps beside its registered parts (bound methods, lists of modules) lead to the copies."""
+
+    def led(value: Any, depth: int = 0) -> Any:
+        if isinstance(value, nn.Module):
+            return made.get(id(value), value)
+        if isinstance(value, MethodType):
+            owner = led(value.__self__, depth)
+            return value if owner is value.__self__ else MethodType(value.__func__, owner)
+        if isinstance(value, partial):
+            return partial(
+                led(value.func), *map(led, value.args), **{key: led(one) for key, one in value.keywords.items()}
+            )
+        if depth < 3 and type(value) in (list, tuple):
+            parts = [led(one, depth + 1) for one in value]
+            return value if all(one is other for one, other in zip(parts, value, strict=True)) else type(value)(parts)
+        if depth < 3 and type(value) is dict:
+            items = {key: led(one, depth + 1) for key, one in value.items()}
+            return value if all(items[key] is value[key] for key in items) else items
+        return value
+
+    for name, value in module.__dict__.items():
+        if name not in _OWN:
+            copy.__dict__[name] = led(value)
+    replaced = module.__dict__.get("forward")
+    if replaced is not None and not isinstance(replaced, MethodType | partial):
+        raise ModelError(
+            f"the forward of a {type(module).__name__} was replaced by a function that can't be followed; "
+            "write it as a class of its own" + (", or call model.eval() first" if module.training else "")
+        )
+
+
+def _eager(module: nn.Module) -> nn.Module:
+    """What `torch.compile` wrapped, or the module itself."""
+    inside = module.__dict__.get("_modules")
+    original = inside.get("_orig_mod") if isinstance(inside, dict) else None
+    return _eager(original) if isinstance(original, nn.Module) else module
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
@@ -80,13 +129,11 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             notes.append(f"computed on the module inside {type(model).__name__}")
             model = cast(nn.Module, model.module)
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            notes.append("computed on the eager module inside torch.compile")
-            model = cast(nn.Module, model._orig_mod)
         else:
             break
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
+    if any(_eager(one) is not one or getattr(one, "_compiled_call_impl", None) is not None for one in model.modules()):
         notes.append("computed on the eager module inside torch.compile")
+    model = _eager(model)
     for module in model.modules():
         where = type(module).__module__
         if isinstance(module, torch.jit.ScriptModule):

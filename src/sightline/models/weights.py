@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline._quiet import quiet
 from sightline.errors import WeightsError, did_you_mean
 
 MAX_BYTES = 20_000_000_000
@@ -35,7 +36,7 @@ def read_weights(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
         raise WeightsError(f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}")
     if sha256 is not None and not (found := file_hash(path)).startswith(sha256):
         raise WeightsError(
-            f"{path} is not the expected file: its sha256 begins {found[:8]}, expected {sha256[:8]}. Install it again"
+            f"{path} is not the expected file: its sha256 begins {found[:8]}, expected {sha256[:8]}. Get it again"
         )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -49,8 +50,12 @@ def read_weights(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is an exported program, not weights; save model.state_dict() instead")
     _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        with quiet():
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            if file.read(1) not in (b"P", b"\x80"):  # neither an archive nor a pickle: a web page, a pointer, a note
+                raise WeightsError(f"{path} is no weights file") from error
         raise WeightsError(
             f"{path} holds code (a whole pickled module?), not only weights, and is not opened; "
             "save model.state_dict() instead, best as safetensors"
@@ -81,26 +86,26 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
     if missing or unknown or wrong:
         parts = []
         if wrong:
-            name = wrong[0]
-            parts.append(
-                f"{len(wrong)} of another shape, such as {name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-            )
+            shapes = f"{tuple(weights[wrong[0]].shape)} instead of {tuple(own[wrong[0]].shape)}"
+            parts.append(f"{len(wrong)} of another shape, such as {wrong[0]} {shapes}")
         if missing:
             parts.append(f"{len(missing)} missing, such as {missing[0]}")
         if unknown:
             parts.append(
-                f"{len(unknown)} unknown, such as {unknown[0]}{did_you_mean(unknown[0], own).replace(' Did you mean', '; near:').rstrip('?')}"
+                f"{len(unknown)} unknown, such as {_shown(unknown[0])}{did_you_mean(unknown[0][:80], own).replace(' Did you mean', ', near').rstrip('?')}"
             )
         raise WeightsError(
             f"{origin} was not made for this {type(model).__name__}: {'; '.join(parts)}. Is the model's name right?"
         )
-    if broken := [
-        name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()
-    ]:
-        raise WeightsError(
-            f"{origin} holds NaN or infinity in {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else "")
-        )
+    for name, tensor in weights.items():
+        if own[name].is_floating_point() and not tensor.to(own[name].dtype).isfinite().all():
+            raise WeightsError(f"{origin} holds NaN or infinity in {name} (as {own[name].dtype})")
     model.load_state_dict(weights, strict=False)
+
+
+def _shown(name: str) -> str:
+    """A name from a file, which may hold anything, for a message."""
+    return repr(name[:80])[1:-1]
 
 
 def _check_archive(path: Path) -> None:
@@ -108,7 +113,7 @@ def _check_archive(path: Path) -> None:
         return
     try:
         members = zipfile.ZipFile(path).infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # a damaged table of contents makes the reader raise whatever it likes
         raise WeightsError(f"{path} is no intact weights file: {error}") from error
     names = [member.filename for member in members]
     if any(
@@ -153,10 +158,10 @@ def _checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         torch.bool,
     }
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in known:
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in known or tensor.is_meta:
             raise WeightsError(
-                f"{path}: {name[:80]!r} is a {tensor.layout} tensor of {tensor.dtype}; expected plain numbers"
+                f"{path}: '{_shown(name)}' is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}; expected plain numbers"
             )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise WeightsError(f"{path}: {name[:80]!r} claims {tensor.numel():,} numbers but stores fewer")
+            raise WeightsError(f"{path}: '{_shown(name)}' claims {tensor.numel():,} numbers but stores fewer")
     return dict(tensors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from sightline.render.colormap import DIVERGING, SEQUENTIAL, palette
 
 TILE = 460  # pixels of a tile's longer side
 _MARGIN = 24
+_LONGEST = 500  # characters of one text
 _INK, _SOFT, _ALARM = (20, 20, 20), (90, 90, 90), (160, 60, 0)
 
 
@@ -44,22 +47,27 @@ def sheet(
     keys: Sequence[Key],
 ) -> Image.Image:
     """Tiles in rows under a heading; captions, cautions and colour keys below."""
-    width = max(sum(tile.image.width + _MARGIN for tile in row) for row in rows) + _MARGIN
+    width = max(sum(_column(tile) + _MARGIN for tile in row) for row in rows) + _MARGIN
     width = max(width, 720)
     inner = width - 2 * _MARGIN
-    canvas = Image.new("RGB", (width, 20_000), "white")
-    pen = ImageDraw.Draw(canvas)
-    y = _MARGIN - 6
-    y = _text(pen, y, heading, _font(24, bold=True), _INK, inner) + 8
-    for row in rows:
-        y = _row(canvas, pen, y, row)
-    for key in keys:
-        y = _key(canvas, pen, y, key, inner)
-    for caption in captions:
-        y = _text(pen, y, caption, _font(14), _SOFT, inner) + 2
-    for warning in warnings:
-        y = _text(pen, y, f"\N{BULLET} {warning}", _font(14), _ALARM, inner) + 2
-    return canvas.crop((0, 0, width, y + _MARGIN))
+
+    def draw(canvas: Image.Image) -> int:
+        pen = ImageDraw.Draw(canvas)
+        y = _text(pen, _MARGIN - 6, heading, _font(24, bold=True), _INK, inner) + 8
+        for row in rows:
+            y = _row(canvas, pen, y, row)
+        for key in keys:
+            y = _key(canvas, pen, y, key, inner)
+        for caption in captions:
+            y = _text(pen, y, caption, _font(14), _SOFT, inner) + 2
+        for warning in warnings:
+            y = _text(pen, y, f"\N{BULLET} {warning}", _font(14), _ALARM, inner) + 2
+        return y + _MARGIN
+
+    height = draw(Image.new("RGB", (width, 1)))  # drawn outside of the canvas first, to learn how high it is
+    canvas = Image.new("RGB", (width, height), "white")
+    draw(canvas)
+    return canvas
 
 
 def percent(share: float) -> str:
@@ -81,7 +89,7 @@ def _fitted(size: tuple[int, int]) -> tuple[int, int]:
 
 def _row(canvas: Image.Image, pen: ImageDraw.ImageDraw, y: int, row: Sequence[Tile]) -> int:
     font, bottom, x = _font(16, bold=True), y, _MARGIN
-    titles = [_wrapped(tile.title, font, tile.image.width) for tile in row]
+    titles = [_wrapped(tile.title, font, _column(tile)) for tile in row]
     top = y + 22 * max(len(lines) for lines in titles)
     for tile, lines in zip(row, titles, strict=True):
         small = tile.image
@@ -89,11 +97,16 @@ def _row(canvas: Image.Image, pen: ImageDraw.ImageDraw, y: int, row: Sequence[Ti
             pen.text((x, top - 22 * (len(lines) - index)), line, font=font, fill=_INK)
         canvas.paste(small, (x, top + 2))
         end = top + small.height + 8
-        for line in _wrapped(tile.note, _font(13), small.width) if tile.note else ():
+        for line in _wrapped(tile.note, _font(13), _column(tile)) if tile.note else ():
             pen.text((x, end), line, font=_font(13), fill=_SOFT)
             end += 18
-        bottom, x = max(bottom, end), x + small.width + _MARGIN
+        bottom, x = max(bottom, end), x + _column(tile) + _MARGIN
     return bottom + 8
+
+
+def _column(tile: Tile) -> int:
+    """The width of a tile with its texts; a very narrow picture still needs room for words."""
+    return max(tile.image.width, 150)
 
 
 def _key(canvas: Image.Image, pen: ImageDraw.ImageDraw, y: int, key: Key, width: int) -> int:
@@ -124,9 +137,12 @@ def _text(
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines = [""]
-    for word in " ".join(text.split()).split(" "):
+    text = " ".join(text.split())
+    for word in (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...").split(" "):
         while font.getlength(word) > width and len(word) > 1:  # a word longer than the line is cut
-            cut = next((size for size in range(len(word) - 1, 0, -1) if font.getlength(word[:size]) <= width), 1)
+            cut = max(
+                1, bisect_right(range(1, len(word)), width, key=lambda size: math.ceil(font.getlength(word[:size])))
+            )
             lines += [word[:cut], ""]
             word = word[cut:]
         longer = f"{lines[-1]} {word}".strip()

@@ -1,0 +1,97 @@
+"""Against captum: the same raw maps, and where its way from the layer to the picture is not ours."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import sightline
+from conftest import MODELS, Plain, assert_close, by_autograd, images, seeded
+from oracles import grad_cam_unrectified, place
+from sightline.models.view import View
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    attr: Any = pytest.importorskip("captum.attr")
+
+NETS = ["plain", "residual", "flat", "regularised", "dense"]
+
+
+def resnet18() -> nn.Module:
+    from torchvision.models import resnet18 as build
+
+    return seeded(lambda: build(weights=None))
+
+
+def by_peer(model: nn.Module, layer: str, x: Tensor, index: int) -> dict[str, Tensor]:
+    """Its unrectified Grad-CAM and the sum over channels of its gradient x activation, (B, h, w) at the layer."""
+    module = model.eval().get_submodule(layer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        grad_cam = attr.LayerGradCam(model, module).attribute(x, target=index)[:, 0]
+        product = attr.LayerGradientXActivation(model, module).attribute(x, target=index).sum(dim=1)
+    return {"grad-cam": grad_cam.detach(), "hires-cam": product.detach()}
+
+
+def ours(method: str, model: nn.Module, layer: str, x: Tensor, index: int) -> Tensor:
+    return sightline.attribute(x, sightline.adapt(model, layers=[layer]), method=method, target=index)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_raw_maps_of_small_networks_are_the_peers(net: str) -> None:
+    model, x = (
+        seeded(lambda: MODELS["residual"](inplace=False)) if net == "residual" else seeded(MODELS[net]),
+        images(2),
+    )
+    # captum reads what the layer said only at the end, after a functional in-place relu overwrote it in the dense net
+    layer = "stem" if net == "dense" else model.layer
+    for index in range(3):
+        raw = by_peer(model, layer, x, index)
+        assert_close(ours("grad-cam", model, layer, x, index), raw["grad-cam"].relu(), 1e-5)
+        assert_close(ours("hires-cam", model, layer, x, index), raw["hires-cam"], 1e-5)
+
+
+@pytest.mark.parametrize("layer", ["layer4", "layer3"])
+def test_raw_maps_of_resnet18_are_the_peers(layer: str) -> None:
+    model, x = resnet18(), torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(2))
+    raw = by_peer(resnet18(), layer, x, 7)
+    assert_close(ours("grad-cam", model, layer, x, 7), raw["grad-cam"].relu(), 1e-5)
+    assert_close(ours("hires-cam", model, layer, x, 7), raw["hires-cam"], 1e-5)
+
+
+def test_the_peers_default_grad_cam_is_not_rectified_and_ours_is_the_definition() -> None:
+    model, x = seeded(Plain), images(1)
+    a, g, _ = by_autograd(model, Plain.layer, x, lambda output: output[:, 1])
+    definition = torch.from_numpy(grad_cam_unrectified(a[0].numpy(), g[0].numpy()))[None]
+    found, theirs = ours("grad-cam", model, Plain.layer, x, 1), by_peer(model, Plain.layer, x, 1)["grad-cam"]
+    assert_close(found, definition.relu(), 1e-5)
+    assert float(theirs.min()) < 0 <= float(found.min())
+
+
+def test_the_peer_draws_squares_where_ours_is_bilinear_on_the_photograph() -> None:
+    """Its `interpolate` takes the nearest cell unless told otherwise."""
+    model = seeded(Plain)
+    size = (16, 16)
+
+    def preprocess(photo: Image.Image) -> tuple[Tensor, View]:
+        pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
+        return pixels, View(photo.size, size, (0, 0), size)
+
+    photo = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    adapter = sightline.adapt(model, layers=[Plain.layer], preprocess=preprocess)
+    heatmap = sightline.explain(photo, adapter, target=1)
+    x = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
+    raw = by_peer(model, Plain.layer, x, 1)["grad-cam"].relu()
+    assert_close(torch.from_numpy(heatmap.raw)[None], raw, 1e-5)
+
+    definition = torch.from_numpy(place(heatmap.raw, size, size, (0, 0), size))
+    theirs = attr.LayerAttribution.interpolate(raw[:, None], size)[0, 0]
+    assert_close(torch.from_numpy(heatmap.values), definition, 1e-5)
+    assert torch.equal(theirs, raw[0].repeat_interleave(2, 0).repeat_interleave(2, 1)), "squares"
+    assert (theirs - definition).abs().max() > 0.1 * definition.max()

@@ -1,0 +1,512 @@
+"""`Heatmap`, `side_by_side` and `save`: all that is needed to read a map, one scale, and all or nothing on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import sightline
+from made import heatmap, photograph
+from sightline import heatmap as module
+from sightline.errors import MethodError, OutputError
+from sightline.heatmap import SCHEMA, Heatmap, save, share_scale, side_by_side
+
+FILES = {"overlay.png", "panel.png", "map.npy", "manifest.json"}
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture).astype(int)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(one.relative_to(folder)) for one in folder.rglob("*"))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What was written on each panel."""
+    seen: list[dict[str, Any]] = []
+    original = module.sheet
+
+    def recorded(rows: Sequence[Any], **texts: Any) -> Image.Image:
+        seen.append({"rows": rows, **texts})
+        return original(rows, **texts)
+
+    monkeypatch.setattr(module, "sheet", recorded)
+    return seen
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def test_the_texts_name_class_probability_method_layer_grid_model_and_raw_maximum() -> None:
+    one = heatmap()
+    assert one.title() == "tiger cat, 59 %"
+    for part in ("grad-cam", "features.denseblock4", "4x5 grid, upsampled", "made by hand", "highest raw value 0.5"):
+        assert part in one.caption()
+
+
+def test_a_target_that_is_no_class_is_titled_with_its_value() -> None:
+    assert heatmap(index=None, probability=None, label="margin", score=-1.23456).title() == "margin, -1.23"
+
+
+def test_the_panel_says_all_that_is_needed_to_read_it(drawn: list[dict[str, Any]]) -> None:
+    heatmap().panel()
+    (said,) = drawn
+    text = " ".join([said["heading"], *said["captions"]])
+    for part in ("tiger cat, 59 %", "tabby 2.3 %", "lynx under 0.1 %", "grad-cam", "features.denseblock4", "4x5 grid"):
+        assert part in text
+    assert said["warnings"] == ("the model is not sure",)
+    (key,) = said["keys"]
+    assert (key.low, key.high) == (0.0, 0.5)
+    assert "score" in key.label
+    titles = [tile.title for tile in said["rows"][0]]
+    assert titles == ["photograph", "heat map", "overlay"]
+    assert "90 x 60 px" in said["rows"][0][0].note
+    assert "hatched" in said["rows"][0][0].note
+
+
+def test_a_photograph_seen_whole_is_not_called_hatched(drawn: list[dict[str, Any]]) -> None:
+    heatmap(whole=True).panel()
+    assert "hatched" not in drawn[0]["rows"][0][0].note
+
+
+def test_the_raw_map_is_on_the_photograph_with_nan_where_the_model_never_looked() -> None:
+    one = heatmap()
+    assert one.values.shape == (60, 90)
+    assert np.isnan(one.values[:, :15]).all()
+    assert np.isnan(one.values[:, 75:]).all()
+    assert not np.isnan(one.values[:, 15:75]).any()
+    assert one.evidence == 0.5
+    x, y = one.peak
+    assert (x >= 60, y >= 50, x < 75) == (True, True, True)
+    assert one.values[y, x] == np.nanmax(one.values)
+
+
+def test_an_empty_map_has_a_peak_inside_what_the_model_saw_and_an_overlay_like_the_photograph() -> None:
+    one = heatmap(np.zeros((3, 3)), whole=True)
+    assert one.evidence == 0
+    assert (pixels(one.overlay()) == pixels(one.photo)).all()
+    seen = heatmap(np.zeros((3, 3)))
+    assert not np.isnan(seen.values[seen.peak[1], seen.peak[0]])
+
+
+def test_a_constant_positive_map_is_drawn_at_full_strength() -> None:
+    black = Image.new("RGB", (90, 60))
+    one = heatmap(np.full((3, 3), 0.001), photo=black, whole=True)
+    assert pixels(one.overlay()).mean() > 150
+
+
+@pytest.mark.parametrize("style", ["heat", "grey-photo", "contours", "spotlight", "flat"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_every_style_of_overlay_and_panel_is_rgb_and_the_overlay_of_the_photographs_size(
+    style: str, signed: bool
+) -> None:
+    one = heatmap(np.linspace(-1, 1, 20).reshape(4, 5), signed=signed)
+    assert (one.overlay(style).size, one.overlay(style).mode) == ((90, 60), "RGB")
+    assert one.panel(style).mode == "RGB"
+
+
+def test_a_wrong_style_or_colormap_is_refused_by_name() -> None:
+    for wrong in ({"style": "het"}, {"colormap": "infernoo"}):
+        with pytest.raises(MethodError, match="Did you mean"):
+            heatmap().overlay(**wrong)
+        with pytest.raises(MethodError, match="Did you mean"):
+            side_by_side([heatmap()], **wrong)
+
+
+def test_a_notebook_gets_a_png() -> None:
+    with Image.open(io.BytesIO(heatmap()._repr_png_())) as picture:
+        assert picture.format == "PNG"
+
+
+# ------------------------------------------------------------------------------------------------------------ one scale
+
+
+def test_a_weak_map_beside_a_strong_one_looks_weak() -> None:
+    weak, strong = heatmap(np.full((3, 3), 0.02)), heatmap(np.full((3, 3), 1.0))
+    shared = share_scale([weak, strong])
+    assert [one.scale for one in shared] == [1.0, 1.0]
+    assert [one.evidence for one in shared] == [pytest.approx(0.02), 1.0]
+    assert weak.scale == pytest.approx(0.02), "the maps that were given stay as they were"
+    near, far = (np.abs(pixels(one.overlay()) - pixels(one.photo))[:, 15:75].mean() for one in shared)
+    assert near < 0.05 * far
+
+
+def test_maps_in_a_unit_of_their_own_share_a_scale_only_with_their_own_method() -> None:
+    maps = [
+        heatmap(np.full((3, 3), 0.5)),
+        heatmap(np.full((3, 3), 0.25), method="hires-cam", signed=True),
+        heatmap(np.full((3, 3), 30.0), method="grad-cam++", unit="own"),
+        heatmap(np.full((3, 3), 60.0), method="grad-cam++", unit="own"),
+        heatmap(np.full((3, 3), 900.0), method="eigen-cam", unit="own"),
+    ]
+    assert [one.scale for one in share_scale(maps)] == [0.5, 0.5, 60, 60, 900]
+
+
+def test_a_signed_map_shares_the_scale_by_its_strength_in_either_direction() -> None:
+    maps = share_scale([heatmap(np.full((3, 3), -2.0), signed=True), heatmap(np.full((3, 3), 0.5))])
+    assert [one.scale for one in maps] == [2.0, 2.0]
+
+
+def test_side_by_side_has_one_scale_and_one_key_a_unit(drawn: list[dict[str, Any]]) -> None:
+    maps = [
+        heatmap(np.full((3, 3), 0.02)),
+        heatmap(np.full((3, 3), 1.0), label="tabby", index=1),
+        heatmap(np.full((3, 3), 30.0), method="grad-cam++", unit="own"),
+    ]
+    side_by_side(maps)
+    first, second = drawn[0]["keys"]
+    assert (first.high, second.high) == (1.0, 30.0)
+    assert "score" in first.label
+    assert "grad-cam++" in second.label
+    assert "share one scale" in " ".join(drawn[0]["captions"])
+
+
+def test_side_by_side_on_own_scales_says_so_and_has_a_key_for_each(drawn: list[dict[str, Any]]) -> None:
+    weak, strong = heatmap(np.full((3, 3), 0.02)), heatmap(np.full((3, 3), 1.0), label="tabby", index=1)
+    own = side_by_side([weak, strong], same_scale=False)
+    assert [key.high for key in drawn[0]["keys"]] == [pytest.approx(0.02), 1.0]
+    assert "strengths do not compare" in " ".join(drawn[0]["captions"])
+    assert own.tobytes() != side_by_side([weak, strong]).tobytes()
+
+
+def test_side_by_side_has_a_row_for_each_method_and_a_column_for_each_target(drawn: list[dict[str, Any]]) -> None:
+    maps = [
+        heatmap(method=method, label=label, index=index)
+        for method in ("grad-cam", "layer-cam")
+        for index, label in enumerate(("tabby", "lynx"))
+    ]
+    side_by_side(maps)
+    titles = [[tile.title for tile in row] for row in drawn[0]["rows"]]
+    assert titles == [["photograph", "tabby, 59 %", "lynx, 59 %"], ["tabby, 59 %", "lynx, 59 %"]]
+    notes = [tile.note for row in drawn[0]["rows"] for tile in row]
+    assert sum("grad-cam" in note for note in notes) == 2
+    assert all("highest 0.5" in note for note in notes[1:])
+
+
+def test_side_by_side_of_many_methods_is_no_tower() -> None:
+    drawn = side_by_side([heatmap(method=f"method {number}") for number in range(9)])
+    assert drawn.height < 2 * drawn.width
+
+
+def test_side_by_side_says_each_warning_once(drawn: list[dict[str, Any]]) -> None:
+    side_by_side([heatmap(), heatmap(method="layer-cam", warnings=("the model is not sure", "another"))])
+    assert drawn[0]["warnings"] == ["the model is not sure", "another"]
+
+
+def test_nothing_to_draw_or_save_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no map to draw"):
+        side_by_side([])
+    with pytest.raises(OutputError, match="no map to save"):
+        save([], tmp_path / "out")
+    assert not listing(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------- saving
+
+
+def test_a_saved_map_is_the_raw_map_to_the_bit(tmp_path: Path) -> None:
+    one = heatmap(np.random.default_rng(0).normal(size=(7, 7)), signed=True, method="hires-cam")
+    place = one.save(tmp_path / "out")
+    loaded = np.load(place / "map.npy", allow_pickle=False)
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, one.raw)
+
+
+def test_a_bundle_holds_overlay_panel_map_and_a_manifest_that_names_them(tmp_path: Path) -> None:
+    one = heatmap()
+    place = one.save(tmp_path / "out")
+    assert place == tmp_path / "out"
+    assert {file.name for file in place.iterdir()} == FILES
+    record = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    assert record["schema"] == SCHEMA
+    assert record["sightline"] == sightline.__version__
+    assert record["size"] == {"width": 90, "height": 60}
+    assert record["predictions"][0] == {"index": 3, "label": "tiger cat", "probability": 0.5932}
+    assert record["model"] == {"name": "made by hand", "source": "tests", "random_weights": False}
+    assert record["view"] == dataclasses.asdict(one.view) | {
+        name: list(value) for name, value in dataclasses.asdict(one.view).items()
+    }
+    (only,) = record["maps"]
+    assert only["target"] == {"index": 3, "label": "tiger cat"}
+    assert (only["method"], only["layer"], only["grid"]) == ("grad-cam", "features.denseblock4", [4, 5])
+    assert (only["evidence"], only["scale"], only["score"]) == (0.5, 0.5, 7.25)
+    assert only["peak"] == {"x": one.peak[0], "y": one.peak[1]}
+    assert only["warnings"] == ["the model is not sure"]
+    assert set(only["files"].values()) == FILES - {"manifest.json"}
+    with Image.open(place / "overlay.png") as overlay, Image.open(place / "panel.png") as panel:
+        assert (pixels(overlay) == pixels(one.overlay())).all()
+        assert (pixels(panel) == pixels(one.panel())).all()
+
+
+def test_the_manifest_is_read_by_strict_json_readers_whatever_the_numbers(tmp_path: Path) -> None:
+    one = heatmap(score=None, probability=None, index=None)
+    text = (one.save(tmp_path / "out") / "manifest.json").read_text(encoding="utf-8")
+
+    def refuse(name: str) -> None:
+        pytest.fail(f"{name} is no JSON")
+
+    json.loads(text, parse_constant=refuse)
+
+
+def test_several_maps_have_a_numbered_overlay_and_map_each_and_share_a_panel(tmp_path: Path) -> None:
+    maps = [heatmap(np.full((3, 3), 0.02)), heatmap(np.full((2, 2), 1.0), label="tabby", index=1)]
+    place = save(maps, tmp_path / "out")
+    assert {file.name for file in place.iterdir()} == {
+        "overlay-1.png",
+        "overlay-2.png",
+        "map-1.npy",
+        "map-2.npy",
+        "panel.png",
+        "manifest.json",
+    }
+    record = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    assert [one["scale"] for one in record["maps"]] == [1.0, 1.0]
+    for one, entry in zip(maps, record["maps"], strict=True):
+        np.testing.assert_array_equal(np.load(place / entry["files"]["map"]), one.raw)
+    own = save(maps, tmp_path / "own", same_scale=False)
+    record = json.loads((own / "manifest.json").read_text(encoding="utf-8"))
+    assert [one["scale"] for one in record["maps"]] == [pytest.approx(0.02), 1.0]
+
+
+@pytest.mark.parametrize("label", ["虎斑猫", "line\nbreak", "\x00null", "\ud800 lone", "🐅", "x" * 5000])
+def test_a_hostile_class_name_can_be_saved(tmp_path: Path, label: str) -> None:
+    place = heatmap(label=label[:300]).save(tmp_path / "out")
+    assert {file.name for file in place.iterdir()} == FILES
+    json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+
+
+def test_a_photograph_whose_name_is_no_utf8_can_be_saved(tmp_path: Path) -> None:
+    """Linux allows any bytes in a name; Python reads those as lone surrogates."""
+    place = heatmap(image="caf\udce9.jpg").save(tmp_path / "out")
+    assert "caf" in json.loads((place / "manifest.json").read_text(encoding="utf-8"))["image"]
+
+
+def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+    original = Path.write_text
+
+    def write_text(self: Path, *args: Any, **options: Any) -> int:
+        if self.name == "manifest.json":
+            seen.append({file.name for file in self.parent.iterdir()})
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    heatmap().save(tmp_path / "out")
+    assert seen == [FILES - {"manifest.json"}]
+
+
+def breaks(*_args: Any, **_options: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def full(*_args: Any, **_options: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("target", ["np.save", "sheet", "json.dumps", "overlay", "PngImagePlugin.PngInfo"])
+def test_an_interruption_in_the_middle_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setattr(f"sightline.heatmap.{target}", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        heatmap().save(tmp_path / "out")
+    assert not listing(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["np.save", "json.dumps"])
+def test_an_interruption_in_the_middle_leaves_the_former_result_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    heatmap().save(tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(f"sightline.heatmap.{target}", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        heatmap(np.ones((3, 3))).save(tmp_path / "out", force=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [breaks, full], ids=["interrupted", "disk"])
+def test_a_failure_at_the_last_step_brings_the_former_result_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    heatmap().save(tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    original, calls = Path.rename, []
+
+    def rename(self: Path, target: Any) -> Path:
+        calls.append(self)
+        return error() if len(calls) == 2 else original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises((OutputError, KeyboardInterrupt)):
+        heatmap(np.ones((3, 3))).save(tmp_path / "out", force=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.heatmap.np.save", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        heatmap().save(tmp_path / "out")
+    assert not listing(tmp_path)
+
+
+def test_an_existing_result_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    place = heatmap().save(tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    with pytest.raises(OutputError, match="exists; --force"):
+        heatmap(np.ones((3, 3))).save(place)
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+
+
+def test_force_replaces_a_result_of_ours_whole(tmp_path: Path) -> None:
+    place = save([heatmap(), heatmap(label="tabby")], tmp_path / "out")
+    one = heatmap(np.ones((3, 3)))
+    assert one.save(place, force=True) == place
+    assert {file.name for file in place.iterdir()} == FILES, "nothing of the former result is left"
+    np.testing.assert_array_equal(np.load(place / "map.npy"), one.raw)
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def foreign(kind: str, place: Path) -> None:
+    """Something at this place that is no result of sightline."""
+    if kind == "file":
+        place.write_text("mine")
+        return
+    if kind == "link to a result of ours":
+        heatmap().save(place.parent / "elsewhere")
+        place.symlink_to("elsewhere")
+        return
+    if kind == "dangling link":
+        place.symlink_to("nowhere")
+        return
+    place.mkdir()
+    texts = {"another's manifest": '{"schema": "other/1"}', "no JSON": "{", "a list": "[]", "no schema": "{}"}
+    if kind in texts:
+        (place / "manifest.json").write_text(texts[kind])
+    if kind == "a folder as manifest":
+        (place / "manifest.json").mkdir()
+    if kind != "empty folder":
+        (place / "thesis.txt").write_text("years of work")
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "folder",
+        "empty folder",
+        "file",
+        "another's manifest",
+        "no JSON",
+        "a list",
+        "no schema",
+        "a folder as manifest",
+        "link to a result of ours",
+        "dangling link",
+    ],
+)
+def test_what_is_not_ours_is_never_replaced(tmp_path: Path, kind: str, force: bool) -> None:
+    foreign(kind, tmp_path / "out")
+    before = {name: (tmp_path / name).read_bytes() for name in listing(tmp_path) if (tmp_path / name).is_file()}
+    names = listing(tmp_path)
+    with pytest.raises(OutputError, match="not even with --force" if force else "exists"):
+        heatmap().save(tmp_path / "out", force=force)
+    assert listing(tmp_path) == names
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_a_place_under_a_file_is_refused_as_output(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="can't be written"):
+        heatmap().save(tmp_path / "file" / "out")
+    assert listing(tmp_path) == ["file"]
+
+
+def test_a_wrong_style_leaves_nothing_behind(tmp_path: Path) -> None:
+    for wrong in ({"style": "het"}, {"colormap": "nope"}):
+        with pytest.raises(MethodError):
+            heatmap().save(tmp_path / "out", **wrong)
+    assert not listing(tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------------- privacy
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 8, stride=8)
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).relu().mean(dim=(2, 3)))
+
+
+def secretive() -> bytes:
+    """A JPEG that tells who took it, where, and more."""
+    exif = Image.Exif()
+    exif[0x010F] = "SECRETCAMERA"
+    exif[0x013B] = "SECRETARTIST"
+    place = exif.get_ifd(0x8825)
+    place[1], place[2], place[3], place[4] = "N", (47.0, 22.0, 1.5), "E", (8.0, 32.0, 3.5)
+    place[29] = "2024:01:31"
+    buffer = io.BytesIO()
+    photograph((90, 60)).save(buffer, "JPEG", exif=exif, comment=b"SECRETCOMMENT", xmp=b"<x>SECRETXMP</x>")
+    assert all(word in buffer.getvalue() for word in (b"SECRETCAMERA", b"SECRETCOMMENT", b"SECRETXMP", b"2024:01:31"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["file", "bytes", "picture"])
+def test_saved_pictures_tell_nothing_about_the_photographer(tmp_path: Path, kind: str) -> None:
+    def preprocess(photo: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(photo.resize((64, 64)))).permute(2, 0, 1).float() / 255
+
+    data = secretive()
+    source: Any = data
+    if kind == "file":
+        source = tmp_path / "SECRETFOLDER" / "photo.jpg"
+        source.parent.mkdir()
+        source.write_bytes(data)
+    if kind == "picture":
+        source = Image.open(io.BytesIO(data))
+    model = sightline.adapt(Tiny(), layers=["conv"], preprocess=preprocess)
+    place = sightline.explain(source, model, target=0).save(tmp_path / "out")
+    for file in place.iterdir():
+        content = file.read_bytes()
+        assert b"SECRET" not in content
+        assert b"2024:01:31" not in content
+        if file.suffix == ".png":
+            assert b"eXIf" not in content
+            with Image.open(file) as picture:
+                picture.load()
+                assert not picture.getexif()
+                assert not set(picture.info) & {"exif", "xmp", "XML:com.adobe.xmp", "comment", "icc_profile"}
+
+
+def test_the_manifest_and_pictures_name_the_file_and_not_the_folder_it_lies_in(tmp_path: Path) -> None:
+    place = heatmap().save(tmp_path / "out")
+    assert json.loads((place / "manifest.json").read_text(encoding="utf-8"))["image"] == "cat.jpg"
+    for file in place.iterdir():
+        assert b"secret-folder" not in file.read_bytes()
+
+
+def test_a_heat_map_compares_by_identity_and_cannot_be_changed_by_accident() -> None:
+    one = heatmap()
+    assert one != heatmap()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.scale = 1.0  # type: ignore[misc]
+    assert isinstance(one, Heatmap)

@@ -510,3 +510,68 @@ def test_a_heat_map_compares_by_identity_and_cannot_be_changed_by_accident() -> 
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.scale = 1.0  # type: ignore[misc]
     assert isinstance(one, Heatmap)
+
+
+def test_a_folder_that_someone_makes_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    from sightline.heatmap import whole_folder
+
+    folder = tmp_path / "out"
+
+    def race() -> None:
+        with whole_folder(folder, False) as place:
+            (place / "x").write_text("1")
+            folder.mkdir()
+            (folder / "thesis.txt").write_text("mine")
+
+    with pytest.raises(OutputError, match="meanwhile"):
+        race()
+    assert [one.name for one in folder.iterdir()] == ["thesis.txt"]
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_foreign_folder_that_takes_the_place_of_a_result_is_not_replaced(tmp_path: Path) -> None:
+    import shutil
+
+    from sightline.heatmap import whole_folder
+
+    folder = save([heatmap()], tmp_path / "out")
+
+    def race() -> None:
+        with whole_folder(folder, True):
+            shutil.rmtree(folder)
+            folder.mkdir()
+            (folder / "thesis.txt").write_text("mine")
+
+    with pytest.raises(OutputError, match="not a result"):
+        race()
+    assert [one.name for one in folder.iterdir()] == ["thesis.txt"]
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_ctrl_c_between_the_two_renames_keeps_the_former_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save([heatmap()], tmp_path / "out")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Any) -> Any:
+        if self == folder:
+            rename(self, target)
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save([heatmap()], folder, force=True)
+    monkeypatch.undo()
+    assert (folder / "manifest.json").exists()
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
+    assert save([heatmap()], tmp_path / ("n" * 250)).is_dir()
+
+
+def test_a_name_with_a_zero_byte_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError):
+        save([heatmap()], f"{tmp_path}/x\0y")

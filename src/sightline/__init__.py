@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Adapter": "models.adapter",
     "Capture": "engine.capture",
+    "Concepts": "concept",
     "Heatmap": "heatmap",
     "Method": "methods.registry",
     "Probe": "engine.probe",
@@ -19,8 +20,10 @@ _HOME = {
     "adapt": "models.adapter",
     "attribute": "flow",
     "capture": "flow",
+    "combine": "methods.combine",
     "class_logit": "engine.targets",
     "compare": "flow",
+    "concepts": "flow",
     "explain": "flow",
     "list_methods": "methods",
     "load_model": "models.load",
@@ -49,6 +52,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from sightline.concept import Concepts as Concepts
     from sightline.data.images import read_image as read_image
     from sightline.engine.capture import Capture as Capture
     from sightline.engine.probe import Probe as Probe
@@ -60,12 +64,14 @@ if TYPE_CHECKING:
     from sightline.flow import attribute as attribute
     from sightline.flow import capture as capture
     from sightline.flow import compare as compare
+    from sightline.flow import concepts as concepts
     from sightline.flow import explain as explain
     from sightline.heatmap import Heatmap as Heatmap
     from sightline.heatmap import save as save
     from sightline.heatmap import share_scale as share_scale
     from sightline.heatmap import side_by_side as side_by_side
     from sightline.methods import list_methods as list_methods
+    from sightline.methods.combine import combine as combine
     from sightline.methods.registry import Method as Method
     from sightline.methods.registry import method as method
     from sightline.models.adapter import Adapter as Adapter

@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
         if _inside == 0:
             _saved = warnings.catch_warnings()
             _saved.__enter__()
-            warnings.filterwarnings("ignore", module=r"(PIL|torch)\.")
+            warnings.filterwarnings("ignore", module=r"(PIL|torch)\.|pickletools")
         _inside += 1
     try:
         yield

@@ -75,7 +75,7 @@ def did_you_mean(word: str, choices: Iterable[str], count: int = 3) -> str:
     """The nearest names as a sentence with a leading space, or nothing when none is near."""
     known = list(choices)
     lowered = {name.lower(): name for name in known}
-    near = [lowered[hit] for hit in difflib.get_close_matches(word.lower(), lowered, n=count, cutoff=0.5)]
+    near = [lowered[hit] for hit in difflib.get_close_matches(word.lower(), lowered, n=count, cutoff=0.6)]
     near += [name for name in known if word and word.lower() in name.lower() and name not in near]
     near = near[:count]
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

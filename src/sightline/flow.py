@@ -9,93 +9,126 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.concept import Concepts, Evoked
 from sightline.data.images import ImageMeta, Source, read_image
-from sightline.engine.capture import Capture, check_input, finite_images, toward
+from sightline.engine.capture import Capture, check_input, finite_images, of_image, toward
 from sightline.engine.capture import capture as run_once
-from sightline.engine.probe import probe
-from sightline.engine.targets import Asked, TargetSpec, is_normalised, per_image, probabilities, table
+from sightline.engine.probe import MEMORY_MB, Progress, probe
+from sightline.engine.targets import Asked, TargetSpec, are_independent, is_normalised, per_image, probabilities, table
 from sightline.errors import ModelError, NonFiniteError, SightlineError
 from sightline.heatmap import Heatmap, Prediction, share_scale
-from sightline.methods import list_methods
+from sightline.methods.factorise import factorise
 from sightline.methods.notices import floor, notices, same_map
-from sightline.methods.registry import Function, Method, check_options, find, run
+from sightline.methods.registry import ONE_PASS, Function, Method, check_options, find, one_pass, run
 from sightline.models.adapter import Adapter, adapt, like_weights
+from sightline.models.layers import sweep
 from sightline.models.load import load_model
 from sightline.models.view import View
 from sightline.render.panel import percent
 
 Model = str | nn.Module | Adapter
-_ONE_PASS = ("activations", "gradients")
 
 
 def explain(
     image: Source,
     model: Model = "bundled",
     *,
-    method: str | Function = "grad-cam",
+    method: str | Function | Method = "grad-cam",
     target: TargetSpec = None,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    memory_mb: float = MEMORY_MB,
+    progress: Progress | None = None,
 ) -> Heatmap:
     """Shows which part of a photograph raised the model's score for a class.
 
     Args:
         image: path, bytes, PIL image, or array (H, W, 3).
         model: from `load_model` or `adapt`, or a name (loaded anew at each call).
-        method: a name (`sightline methods`) or a function from `Capture` to a map (1, h, w).
+        method: a name (`sightline methods`), a function from `Capture` to a map (1, h, w), or what `combine` returns.
         target: class index, class name or a unique part of it, a function from logits (B, K) to scores (B,), or None for
             the predicted class.
-        layer: a layer's name; the adapter's own when left out.
+        layer: a layer's name; several are fused into one map, by the method's own rule; the adapter's own when left out.
         options: of the method, such as {"normalise": True}.
+        memory_mb: about how much one forward of a method that asks the model again may need.
+        progress: called with (done, total) by methods that ask the model again.
 
     Raises:
         SightlineError: every foreseen failure, by its kind: see `sightline.errors`.
     """
-    return compare(image, model, methods=[method], targets=[target], layer=layer, options=options)[0]
+    return compare(
+        image,
+        model,
+        methods=[method],
+        targets=[target],
+        layer=layer,
+        options=options,
+        fuse=True,
+        memory_mb=memory_mb,
+        progress=progress,
+    )[0]
 
 
 def compare(
     image: Source,
     model: Model = "bundled",
     *,
-    methods: Sequence[str | Function] | None = None,
+    methods: Sequence[str | Function | Method] | None = None,
     targets: Sequence[TargetSpec] = (None,),
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
     same_scale: bool = True,
+    fuse: bool = False,
+    memory_mb: float = MEMORY_MB,
+    progress: Progress | None = None,
 ) -> list[Heatmap]:
-    """Several methods and classes on one photograph, from one pass through the model.
+    """Several methods, layers and classes on one photograph, from one pass through the model.
 
     Args:
         image: as in `explain`.
         model: as in `explain`.
-        methods: names or functions; every registered method when left out.
+        methods: names or functions; every registered method of one pass when left out.
         targets: several targets for this one photograph, each as in `explain`.
-        layer: as in `explain`.
+        layer: one or several names; "all" for a sweep through the network.
         options: given to every method that has them.
         same_scale: draw all maps on one scale (those in another unit on their own), so that a weak one looks weak.
+        fuse: make one map of several layers, by each method's own rule, instead of showing them side by side.
+        memory_mb: as in `explain`.
+        progress: as in `explain`.
 
     Returns:
-        One `Heatmap` for each method and target: all targets of the first method, then of the second, ...
+        One `Heatmap` for each method, layer and target: all targets of the first method at the first layer, ...
     """
-    chosen = [find(name) for name in (list_methods() if methods is None else methods)]
+    chosen = [find(name) for name in (one_pass() if methods is None else methods)]
+    if not isinstance(targets, list | tuple) or isinstance(methods, str):
+        raise ModelError("methods and targets of compare are lists, such as ['grad-cam'] and ['tabby', None]")
     if not chosen or not targets:
         raise ModelError("nothing to compare: give at least one method and one target")
     check_options(chosen, options or {})
     adapter = _adapter(model)
     photo, meta = read_image(image)
     x, view = _input(adapter, photo)
-    (seen,) = run_once(adapter, x, [layer])
-    predictions = _predictions(adapter, seen)
-    asked = [per_image(target, adapter, seen.output, 1) for target in targets]
+    names = (
+        sweep(adapter.module, x, adapter.folded)
+        if layer == "all"
+        else [layer]
+        if isinstance(layer, str | None)
+        else list(layer)
+    )
+    seen = run_once(adapter, x, names)
+    predictions = _predictions(adapter, seen[0])
+    asked = [per_image(target, adapter, seen[0].output, 1) for target in targets]
     gradients = any(one.needs != "activations" for one in chosen)
-    captures = [toward([seen], one)[0] if gradients else seen for one in asked]
+    captures = [toward(seen, one) if gradients else seen for one in asked]
     found = []
     for one in chosen:
         taken = {name: value for name, value in (options or {}).items() if name in one.options}
-        for capture, target in zip(captures, asked, strict=True):
-            signed = _map(one, adapter, capture, target, taken)
-            found.append(_heatmap(one, adapter, photo, meta, view, capture, target[0], signed[0], predictions))
+        for group in _groups(len(seen), fuse):
+            for of_target, target in zip(captures, asked, strict=True):
+                here = [of_target[index] for index in group]
+                notes: list[str] = []
+                maps = [_map(one, adapter, capture, target, taken, memory_mb, progress, notes) for capture in here]
+                found.append(_heatmap(one, adapter, photo, meta, view, here, target[0], maps, predictions, notes))
     return share_scale(_mark_equal(found)) if same_scale else _mark_equal(found)
 
 
@@ -103,10 +136,12 @@ def attribute(
     x: Tensor | Capture,
     model: nn.Module | Adapter,
     *,
-    method: str | Function = "grad-cam",
+    method: str | Function | Method = "grad-cam",
     target: TargetSpec | Sequence[TargetSpec] | Tensor = None,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    memory_mb: float = MEMORY_MB,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Raw maps for a batch of ready inputs.
 
@@ -118,6 +153,8 @@ def attribute(
         target: one for all images, or a list with exactly one an image; None is each image's predicted class.
         layer: as in `explain`.
         options: of the method.
+        memory_mb: as in `explain`.
+        progress: as in `explain`.
 
     Returns:
         (B, h, w) at the layer's resolution, unscaled, on the device and in the type of x. Not negative, except for
@@ -128,11 +165,67 @@ def attribute(
     """
     adapter = _adapter(model)
     chosen = find(method)
-    seen = x if isinstance(x, Capture) else capture(x, adapter, layer=layer)
-    asked = per_image(target, adapter, seen.output, len(seen.activations))
-    captured = toward([seen], asked)[0] if chosen.needs != "activations" else seen
-    maps = _rectified(chosen, _map(chosen, adapter, captured, asked, options or {}))
-    return maps.to(seen.input.dtype)
+    if isinstance(x, Capture):
+        seen = [x]
+    else:
+        check_input(x)
+        seen = run_once(adapter, x, [layer] if isinstance(layer, str | None) else list(layer))
+    asked = per_image(target, adapter, seen[0].output, len(seen[0].activations))
+    captured = toward(seen, asked) if chosen.needs != "activations" else seen
+    maps = [_map(chosen, adapter, one, asked, options or {}, memory_mb, progress, []) for one in captured]
+    return _fused(chosen, maps).to(seen[0].input.dtype)
+
+
+def concepts(
+    image: Source,
+    model: Model = "bundled",
+    *,
+    count: int = 5,
+    layer: str | None = None,
+    seed: int = 0,
+) -> Concepts:
+    """Takes what a layer sees in a photograph apart into a few concepts, and says which classes each speaks for.
+
+    Deep feature factorisation of the layer's activations (see `methods.factorise`). A concept's classes are those whose
+    logits rise most, against an empty layer, when the layer says that concept alone.
+
+    Args:
+        image: as in `explain`.
+        model: as in `explain`.
+        count: how many concepts.
+        layer: as in `explain`, one.
+        seed: of the factorisation's start.
+    """
+    adapter = _adapter(model)
+    photo, meta = read_image(image)
+    x, view = _input(adapter, photo)
+    (seen,) = run_once(adapter, x, [layer])
+    found = factorise(seen.activations, count, seed=seed)
+    parts = torch.einsum("khw,kc->kchw", found.maps, found.directions).to(seen.activations)
+    ask = probe(adapter, seen, Asked(lambda output: table(output)[:, 0], None, ""))
+    logits = table(ask.output_head(torch.cat([torch.zeros_like(seen.activations), parts])))
+    rises = (logits[1:] - logits[0]).float()
+    evoked = []
+    for one in rises:
+        best = one.topk(min(3, len(one)))
+        evoked.append(tuple(Evoked(int(k), adapter.label(int(k)), float(one[k])) for k in best.indices))
+    said = list(adapter.notes)
+    if bool((seen.activations < 0).any()):
+        said.append(f"layer {seen.layer} also has negative activations, which count as 0 here")
+    return Concepts(
+        maps=found.maps.float().cpu().numpy(),
+        directions=found.directions.float().cpu().numpy(),
+        evoked=tuple(evoked),
+        missing=found.missing,
+        photo=photo,
+        view=view,
+        image=meta["name"],
+        layer=seen.layer,
+        predictions=tuple((one.label, one.probability) for one in _predictions(adapter, seen)),
+        model=adapter.name,
+        provenance=adapter.provenance,
+        warnings=(*said, *meta["notes"]),
+    )
 
 
 def capture(x: Tensor, model: nn.Module | Adapter, *, layer: str | None = None) -> Capture:
@@ -168,29 +261,51 @@ def _predictions(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Pred
         shares = probabilities(seen.output)[0]
     except SightlineError:
         return ()  # no classifier; its targets are functions
+    if adapter.labels is not None and len(adapter.labels) != len(shares):
+        one = "; a model with one output has one name: what a high score means" if len(shares) == 1 else ""
+        raise ModelError(f"{adapter.name} has {len(shares)} classes, and {len(adapter.labels)} labels were given{one}")
     best = shares.nan_to_num(-1).topk(min(count, len(shares)))
     return tuple(Prediction(int(index), adapter.label(int(index)), float(shares[index])) for index in best.indices)
 
 
 def _map(
-    method: Method, adapter: Adapter, captured: Capture, asked: Sequence[Asked], options: Mapping[str, Any]
+    method: Method,
+    adapter: Adapter,
+    captured: Capture,
+    asked: Sequence[Asked],
+    options: Mapping[str, Any],
+    memory_mb: float,
+    progress: Progress | None,
+    notes: list[str],
 ) -> Tensor:
-    """The map before rectification (B, h, w), checked to be finite."""
-    if method.needs in _ONE_PASS:
+    """The map before rectification (B, h, w), checked to be finite; what the method has to say comes into `notes`."""
+    if method.needs in ONE_PASS:
         maps = run(method, captured, options)
     else:
         parts = []
-        for image, one in enumerate(asked):
-            x = captured.input[image : image + 1]
-            alone = toward([run_once(adapter, x, [captured.layer])[0]], [one])[0]
-            parts.append(run(method, alone, options, probe(adapter, x, captured.layer, one)))
+        for image, target in enumerate(asked):
+            alone = of_image(captured, image)
+            ask = probe(adapter, alone, target, memory_mb=memory_mb, progress=progress)
+            parts.append(run(method, alone, options, ask))
+            notes += ask.notes
         maps = torch.cat(parts)
     _check_finite(method, adapter, captured, maps)
     return maps
 
 
+def _fused(method: Method, maps: Sequence[Tensor]) -> Tensor:
+    """The rectified map, or one made of those of several layers."""
+    if len(maps) == 1:
+        return _rectified(method, maps[0])
+    return method.fuse([_rectified(method, one) for one in maps])
+
+
 def _rectified(method: Method, maps: Tensor) -> Tensor:
     return maps if method.signed else maps.relu()
+
+
+def _groups(layers: int, fuse: bool) -> list[list[int]]:
+    return [list(range(layers))] if fuse else [[index] for index in range(layers)]
 
 
 def _check_finite(method: Method, adapter: Adapter, captured: Capture, maps: Tensor) -> None:
@@ -218,42 +333,53 @@ def _heatmap(
     photo: Any,
     meta: ImageMeta,
     view: View,
-    captured: Capture,
+    captures: Sequence[Capture],
     asked: Asked,
-    signed: Tensor,
+    maps: Sequence[Tensor],
     predictions: tuple[Prediction, ...],
+    notes: Sequence[str],
 ) -> Heatmap:
-    """One image's map with everything that a person must know about it."""
-    signed = signed.detach().float().cpu()
-    raw = _rectified(method, signed)
+    """One image's map, of one layer or fused, with everything that a person must know about it."""
+    captured = captures[-1]
+    fused = _fused(method, maps)[0].detach().float().cpu()
+    raw, unit = fused, method.unit
+    signed = maps[0][0].detach().float().cpu() if len(maps) == 1 else raw
+    if len(maps) > 1:
+        unit = "own"
     score = float(captured.scores[0]) if captured.scores is not None else None
     chance = None
     if asked.index is not None:
         chance = float(probabilities(captured.output)[0, asked.index])
-    said = notices(
-        method,
-        captured,
-        raw.to(captured.activations.device),
-        signed,
-        is_probability=getattr(asked.score, "is_probability", False),
-    )
+    said = [*notes]
+    if len(maps) == 1:
+        said += notices(
+            method,
+            captured,
+            raw.to(captured.activations.device),
+            signed,
+            is_probability=getattr(asked.score, "is_probability", False),
+        )
     said += _about_prediction(asked, predictions, captured)
+    if view.seen_share() < 0.25:
+        said.append(
+            f"the model saw only {percent(view.seen_share())} of the photograph; the rest was cut off before it"
+        )
     return Heatmap(
         raw=raw.numpy(),
         signed_raw=signed.numpy(),
-        scale=max(float(raw.abs().max()), floor(method, raw, score or 0.0)),
+        scale=max(float(raw.abs().max()), floor(method, raw, score or 0.0) if len(maps) == 1 else 0.0),
         photo=photo,
         view=view,
         image=meta["name"],
         method=method.name,
         signed=method.signed,
-        unit=method.unit,
+        unit=unit,
         label=asked.label,
         index=asked.index,
         score=score,
         probability=chance,
-        layer=captured.layer,
-        layer_reason=adapter.layer_reason if captured.layer == adapter.layer else "given",
+        layer=" + ".join(one.layer for one in captures),
+        layer_reason=adapter.layer_reason if captured.layer == adapter.layer and len(maps) == 1 else "given",
         predictions=predictions,
         model=adapter.name,
         provenance=adapter.provenance,
@@ -269,8 +395,14 @@ def _about_prediction(asked: Asked, predictions: tuple[Prediction, ...], capture
             said.append(f"{asked.label!r} is not what the model says; it says {first.label!r}")
         elif first.probability < 0.5:
             said.append(f"the model is not sure: its best guess has only {percent(first.probability)}")
-        if is_normalised(table(captured.output)):
-            said.append("the model returns probabilities, whose gradients vanish when it is sure; take its softmax off")
+    if len(predictions) == 1 and predictions[0].probability < 0.5:
+        said.append(f"the model says no: {predictions[0].label!r} has {percent(predictions[0].probability)}")
+    if len(predictions) > 1 and is_normalised(table(captured.output)):
+        said.append("the model returns probabilities, whose gradients vanish when it is sure; take its softmax off")
+    elif len(predictions) > 1 and are_independent(table(captured.output)):
+        said.append(
+            "the model's outputs all lie between 0 and 1 and are read as a probability each, which need not sum to 1"
+        )
     return said
 
 
@@ -282,7 +414,8 @@ def _mark_equal(found: list[Heatmap]) -> list[Heatmap]:
             other.method
             for other in found
             if other is not one
-            and (other.label, other.index) == (one.label, one.index)
+            and (other.label, other.index, other.layer) == (one.label, one.index, one.layer)
+            and other.raw.shape == one.raw.shape
             and other.method != one.method
             and same_map(torch.from_numpy(one.signed_raw), torch.from_numpy(other.signed_raw))
         ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -107,8 +108,8 @@ class Heatmap:
         says = ", ".join(f"{one.label} {percent(one.probability)}" for one in self.predictions[:3])
         return sheet(
             [tiles],
-            heading=self.title(),
-            captions=[f"The model says: {says}", self.caption()],
+            heading=f"{Path(self.image).name}: {self.title()}",
+            captions=[f"The model says: {says}", self.caption(), *_about_style(style)],
             warnings=self.warnings,
             keys=[_key(self, colormap)],
         )
@@ -184,9 +185,14 @@ def side_by_side(
     shown = share_scale(heatmaps) if same_scale else list(heatmaps)
     rows: dict[str, list[Tile]] = {}
     photos = {one.image for one in shown}
+    # What differs between the maps stands above each, the rest below.
+    one_target = len({(one.image, one.label, one.index) for one in shown}) == 1 and len(shown) > 1
+    one_method = len({one.method for one in shown}) == 1
     for one in shown:
-        note = f"{one.method} at {one.layer}, highest {one.evidence:.3g}"
-        rows.setdefault(f"{one.image} {one.method}", []).append(Tile(_tile(one, style, colormap), one.title(), note))
+        how = f"at {one.layer}" if one_method else f"{one.method} at {one.layer}" if _layers(shown) > 1 else one.method
+        title, note = (how, one.title()) if one_target else (one.title(), f"{one.method} at {one.layer}")
+        tile = Tile(_tile(one, style, colormap), title, f"{note}, highest {one.evidence:.3g}")
+        rows.setdefault(f"{one.image} {one.method} {one.layer}", []).append(tile)
     lines = list(rows.values())
     if len(heatmaps) > 3 and all(len(line) == 1 for line in lines):  # one target, many methods: not a tower
         flat = [line[0] for line in lines]
@@ -208,6 +214,7 @@ def side_by_side(
                 if same_scale
                 else "each map is stretched to its own maximum: strengths do not compare"
             ),
+            *_about_style(style),
         ],
         warnings=list(dict.fromkeys(warning for one in shown for warning in one.warnings)),
         keys=[_key(one, colormap) for one in keys.values()],
@@ -231,12 +238,12 @@ def save(
     shown = share_scale(heatmaps) if same_scale else list(heatmaps)
     if not shown:
         raise OutputError("there is no map to save")
-    with _whole(folder, force) as place:
+    with whole_folder(folder, force) as place:
         records = []
         for number, one in enumerate(shown, 1):
             files = file_names(number, len(shown))
             about = PngImagePlugin.PngInfo()
-            about.add_itxt("Description", _unicode(f"{one.title()}: {one.caption()}"))
+            about.add_itxt("Description", unicode_text(f"{one.title()}: {one.caption()}"))
             one.overlay(style, colormap=colormap).save(place / files["overlay"], pnginfo=about, compress_level=2)
             np.save(place / files["map"], one.raw, allow_pickle=False)
             records.append(one.record(files))
@@ -247,7 +254,7 @@ def save(
         )
         panel.save(place / "panel.png")
         text = json.dumps(manifest(shown, records), indent=2, ensure_ascii=False, allow_nan=False)
-        (place / "manifest.json").write_text(_unicode(text) + "\n", encoding="utf-8")
+        (place / "manifest.json").write_text(unicode_text(text) + "\n", encoding="utf-8")
     return folder
 
 
@@ -278,61 +285,114 @@ def manifest(heatmaps: Sequence[Heatmap], records: Sequence[Mapping[str, Any]]) 
 
 
 @contextmanager
-def _whole(folder: Path, force: bool) -> Iterator[Path]:
-    """A folder to write in that takes its name only when all is written."""
+def whole_folder(folder: Path, force: bool) -> Iterator[Path]:
+    """A folder to write in that takes its name only when all is written; what stands there meanwhile is never lost."""
     check_free(folder, force)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        place = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+        place = folder.with_name(f".sightline-{secrets.token_hex(6)}")
         place.mkdir()
-    except OSError as error:
-        raise OutputError(
-            f"{folder} can't be written: {error.strerror or error}. Choose another place with -o"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise OutputError(_unwritable(folder, error)) from error
     try:
         yield place
-        old = None
-        if folder.exists():
-            old = place.with_name(f"{place.name}-old")
-            folder.rename(old)
-        try:
-            place.rename(folder)
-        except BaseException:
-            if old:
-                old.rename(folder)
-            raise
-        if old:
-            shutil.rmtree(old, ignore_errors=True)
+        for attempt in range(5):
+            try:
+                _exchange(place, folder) if force else _claim(place, folder)
+            except OSError as error:
+                # Another process came first; with `force` the last one wins.
+                if attempt == 4 or not force or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
+                    raise
+            else:
+                break
+    except OutputError:
+        raise
     except OSError as error:
-        raise OutputError(
-            f"{folder} can't be written: {error.strerror or error}. Choose another place with -o"
-        ) from error
+        raise OutputError(_unwritable(folder, error)) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def _claim(place: Path, folder: Path) -> None:
+    """Gives `place` its name, if that is still free."""
+    try:
+        folder.mkdir()  # fails where anything stands; an empty folder of our own can be replaced in one step
+    except FileExistsError as error:
+        raise OutputError(f"{folder} was made meanwhile; --force (force=True) replaces it") from error
+    try:
+        place.rename(folder)
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def _exchange(place: Path, folder: Path) -> None:
+    """Puts `place` where an earlier result stands, which is deleted last."""
+    old = place.with_name(f"{place.name}-old")
+    try:
+        if folder.exists() or folder.is_symlink():
+            folder.rename(old)
+            if not _is_ours(old):  # it came after the check
+                raise OutputError(
+                    f"{folder} is not a result of sightline and is not replaced; choose another place with -o"
+                )
+        place.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: OSError | ValueError) -> str:
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return f"{folder} can't be written: {reason}. Choose another place with -o"
+
+
 def check_free(folder: Path, force: bool) -> None:
     """Refuses a folder that exists, and with `force` one that is no bundle of ours."""
+    if "\0" in str(folder):
+        raise OutputError(f"{folder!s} can't be written: a name can't hold a zero byte. Choose another place with -o")
+    for parent in folder.parents:
+        if parent.exists() and not parent.is_dir():
+            raise OutputError(
+                f"{parent} is a file, not a folder, so that {folder} can't be written; choose another place with -o"
+            )
     if not (folder.exists() or folder.is_symlink()):
         return
     if not force:
         raise OutputError(f"{folder} exists; --force (force=True) replaces it, -o chooses another place")
-    try:
-        ours = (
-            json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["schema"] == SCHEMA
-            and not folder.is_symlink()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
+    if not _is_ours(folder):
         raise OutputError(
             f"{folder} is not a result of sightline and is not replaced, not even with --force; choose another place with -o"
         )
 
 
-def _unicode(text: str) -> str:
-    """File names may hold bytes that are no text; they are shown as question marks."""
-    return text.encode("utf-8", "replace").decode()
+def _is_ours(folder: Path) -> bool:
+    try:
+        schema = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["schema"]
+        return str(schema).startswith("sightline.") and not folder.is_symlink()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def unicode_text(text: str) -> str:
+    """Names may hold bytes that are no text, and characters that command a terminal; neither is written."""
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _layers(heatmaps: Sequence[Heatmap]) -> int:
+    return len({one.layer for one in heatmaps})
+
+
+def _about_style(style: str) -> list[str]:
+    says = {
+        "contours": "lines at 25, 50 and 75 % of the key's highest value",
+        "spotlight": "the overlay's brightness follows the strength of the value, whatever its sign",
+    }
+    return [says[style]] if style in says else []
 
 
 def _unit(one: Heatmap) -> str:

@@ -17,7 +17,20 @@ from sightline import errors
 SOURCE = Path(sightline.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # What stands left may not import what stands right, not even inside a function.
-ORDER = ("errors", "_quiet", "data", "models", "engine", "methods", "render", "heatmap", "flow", "cli")
+ORDER = (
+    "errors",
+    "_quiet",
+    "data",
+    "models",
+    "engine",
+    "methods",
+    "render",
+    "heatmap",
+    "concept",
+    "flow",
+    "cli",
+    "__main__",
+)
 EACH_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 
 

@@ -114,13 +114,28 @@ CASES: dict[str, tuple[str, dict[str, Any], type[BaseException] | None]] = {
 }
 
 
+# What a method that looks at activations alone never meets.
+_BEYOND = ("target raises", "Ctrl-C in backward", "Ctrl-C in the target")
+
+
+def _expected(method: str, case: str) -> AbstractContextManager[Any]:
+    error = CASES[case][2]
+    if sightline.list_methods()[method].needs == "activations" and case in _BEYOND:
+        error = None
+    if method == "cam" and error is None:  # the score is no linear layer of the pooled grid here
+        error = MethodError
+    if method == "full-grad" and case == "returns for the layer chosen by running":
+        error = None
+    return pytest.raises(error) if error else nullcontext()
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("method", METHODS)
 def test_model_process_and_input_are_untouched(method: str, case: str) -> None:
-    trouble, arguments, error = CASES[case]
+    trouble, arguments, _ = CASES[case]
     model, x = _lived_in(trouble), images(2)
     call = {"method": method, "layer": model.layer, "target": TARGET} | arguments
-    with assert_untouched(model, x), pytest.raises(error) if error else nullcontext():
+    with assert_untouched(model, x), _expected(method, case):
         sightline.attribute(x, model, **call)
 
 
@@ -141,7 +156,7 @@ def test_nothing_stays_when_ctrl_c_arrives_in_the_users_own_backward_hook(method
         raise KeyboardInterrupt
 
     model.head.register_full_backward_hook(interrupt)
-    with assert_untouched(model, x), pytest.raises(KeyboardInterrupt):
+    with assert_untouched(model, x), _expected(method, "Ctrl-C in backward"):
         sightline.attribute(x, model, method=method, layer=model.layer, target=TARGET)
 
 
@@ -150,7 +165,8 @@ def test_nothing_stays_when_ctrl_c_arrives_in_the_users_own_backward_hook(method
 def test_every_kind_of_model_is_untouched_in_training_mode(method: str, name: str) -> None:
     model = seeded(MODELS[name]).train()
     x = images(2, channels_of(model))
-    with assert_untouched(model, x):
+    linear = name in ("plain", "residual", "grey", "spectral")
+    with assert_untouched(model, x), pytest.raises(MethodError) if method == "cam" and not linear else nullcontext():
         sightline.attribute(x, model, method=method, layer=model.layer, target=[0, 3])
 
 
@@ -164,10 +180,10 @@ def _autocast() -> AbstractContextManager[Any]:
 def test_the_callers_modes_are_untouched(
     method: str, case: str, mode: Callable[[], AbstractContextManager[Any]]
 ) -> None:
-    trouble, arguments, error = CASES[case]
+    trouble, arguments, _ = CASES[case]
     model, x = _lived_in(trouble), images(2)
     call = {"method": method, "layer": model.layer, "target": TARGET} | arguments
-    with mode(), assert_untouched(model, x), pytest.raises(error) if error else nullcontext():
+    with mode(), assert_untouched(model, x), _expected(method, case):
         sightline.attribute(x, model, **call)
 
 
@@ -192,7 +208,7 @@ def test_the_probe_leaves_no_trace() -> None:
     asked = resolve(TARGET, adapter, seen.output)
     grids = images(3, 6, 8)
     with assert_untouched(model, x):
-        ask = probe(adapter, x, model.layer, asked)
+        ask = probe(adapter, sightline.capture(x, adapter, layer=model.layer), asked)
         ask.score(images(3))
         ask.score_head(grids)
         ask.score_grad(images(3))

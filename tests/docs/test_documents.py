@@ -64,13 +64,16 @@ def test_commands_in_the_readme_run(
         assert shown.out
 
 
-def test_the_table_of_methods_is_the_registrys() -> None:
-    table = runpy.run_path(str(ROOT / "docs" / "methods_table.py"))["table"]()
-    assert table in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), "run: python docs/methods_table.py"
+def test_the_pages_of_methods_are_the_registrys() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "method_pages.py"))
+    advice = "run: python docs/method_pages.py"
+    assert made["table"]() in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), advice
+    folder = ROOT / "docs" / "methods"
+    assert {one.name: one.read_text(encoding="utf-8") for one in folder.glob("*.md")} == made["pages"](), advice
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
 

@@ -36,12 +36,13 @@ from conftest import (
     images,
     seeded,
 )
+from oracles import ORACLES
 from sightline.engine.capture import capture, toward
 from sightline.engine.probe import probe
 from sightline.engine.targets import resolve
 from sightline.errors import LayerError, ModelError, NonFiniteError, SightlineError, TargetError
 
-METHODS = sorted(sightline.list_methods())
+METHODS = sorted(ORACLES)
 FUNCTIONAL = {"residual": lambda: Residual(inplace=False), "dense": lambda: Dense(inplace=False)}
 HIRES = "hires-cam"  # signed and cell by cell, so that every fault of A or G shows
 
@@ -548,7 +549,7 @@ def test_a_probe_of_a_model_that_works_on_its_input_in_place_is_right() -> None:
     model, x = seeded(_InPlaceOnInput), images(1)
     adapter = sightline.adapt(model)
     seen = sightline.capture(x, adapter, layer="relu2")
-    ask = probe(adapter, x, "relu2", resolve(1, adapter, seen.output))
+    ask = probe(adapter, sightline.capture(x, adapter, layer="relu2"), resolve(1, adapter, seen.output))
     others = images(3, seed=8)
     with assert_untouched(model, others):
         scores, gradients = ask.score_grad(others)
@@ -1078,7 +1079,7 @@ def test_score_head_equals_separate_runs(name: str, layer: str, count: int, surr
     for target in (1, sightline.log_probability(2)):
         asked = resolve(target, adapter, seen.output)
         with SURROUNDINGS[surrounding](), assert_untouched(model, x):
-            found = probe(adapter, x, layer, asked, batch=3).score_head(grids)
+            found = probe(adapter, sightline.capture(x, adapter, layer=layer), asked, memory_mb=0.45).score_head(grids)
         wanted = torch.cat([asked.score(_replaced(model, layer, x, grid)) for grid in grids])
         assert found.shape == (count,)
         assert_close(found, wanted)
@@ -1088,7 +1089,9 @@ def test_score_head_of_what_the_layer_said_is_the_models_own_score() -> None:
     model, x = seeded(Residual), images(1)
     adapter = sightline.adapt(model)
     seen = sightline.capture(x, adapter, layer="block1")
-    found = probe(adapter, x, "block1", resolve(1, adapter, seen.output)).score_head(seen.activations)
+    found = probe(adapter, sightline.capture(x, adapter, layer="block1"), resolve(1, adapter, seen.output)).score_head(
+        seen.activations
+    )
     assert_close(found, seen.output[:, 1])
 
 
@@ -1096,7 +1099,7 @@ def test_score_head_does_not_change_what_it_is_given() -> None:
     model, x = seeded(Residual), images(1)
     adapter = sightline.adapt(model)
     seen = sightline.capture(x, adapter, layer="norm")  # an in-place ReLU follows
-    ask = probe(adapter, x, "norm", resolve(1, adapter, seen.output))
+    ask = probe(adapter, sightline.capture(x, adapter, layer="norm"), resolve(1, adapter, seen.output))
     grids = torch.randn(3, *seen.activations.shape[1:])
     before = grids.clone()
     once, again = ask.score_head(grids), ask.score_head(grids)
@@ -1112,7 +1115,7 @@ def test_score_head_of_a_layer_that_returns_a_tuple_or_dict_is_right_or_refused(
     grids = torch.cat([seen.activations, seen.activations / 2])
     plain = seeded(Wrapped)
     wanted = torch.cat([_replaced(plain, "wrapping", x, grid) for grid in grids])[:, 1]
-    ask = probe(adapter, x, "wrapping", resolve(1, adapter, seen.output))
+    ask = probe(adapter, sightline.capture(x, adapter, layer="wrapping"), resolve(1, adapter, seen.output))
     _right_or_refused(lambda: ask.score_head(grids), wanted)
 
 
@@ -1120,7 +1123,7 @@ def test_score_head_of_a_layer_that_returns_a_tuple_or_dict_is_right_or_refused(
 def test_grids_of_another_shape_than_the_layers_are_refused(shape: tuple[int, ...]) -> None:
     model, x = seeded(Plain), images(1)
     adapter = sightline.adapt(model)
-    ask = probe(adapter, x, "relu1", resolve(1, adapter, model(x)))
+    ask = probe(adapter, sightline.capture(x, adapter, layer="relu1"), resolve(1, adapter, model(x)))
     with pytest.raises(ModelError, match="does not give one grid of shape"):
         ask.score_head(torch.zeros(shape))
 
@@ -1135,7 +1138,12 @@ def test_score_and_score_grad_equal_autograd(name: str, surrounding: str) -> Non
     (wanted,) = torch.autograd.grad(scores.sum(), leaf)
     model.train()
     adapter = sightline.adapt(model)
-    ask = probe(adapter, x, model.layer, resolve(2, adapter, torch.zeros(1, CLASSES)), batch=3)
+    ask = probe(
+        adapter,
+        sightline.capture(x, adapter, layer=model.layer),
+        resolve(2, adapter, torch.zeros(1, CLASSES)),
+        memory_mb=0.45,
+    )
     with SURROUNDINGS[surrounding](), assert_untouched(model, others):
         values, gradients = ask.score_grad(others)
         alone = ask.score(others)
@@ -1149,14 +1157,14 @@ def test_score_and_score_grad_equal_autograd(name: str, surrounding: str) -> Non
 def test_a_probe_of_a_frozen_model_still_has_gradients() -> None:
     model, x = seeded(Plain).requires_grad_(False), images(1)
     adapter = sightline.adapt(model)
-    ask = probe(adapter, x, "relu2", resolve(1, adapter, model(x)))
+    ask = probe(adapter, sightline.capture(x, adapter, layer="relu2"), resolve(1, adapter, model(x)))
     assert ask.score_grad(x)[1].any()
 
 
 def test_a_probe_of_a_model_that_cuts_its_graph_says_so() -> None:
     model, x = seeded(lambda: _Frozen("no_grad")), images(1)
     adapter = sightline.adapt(model)
-    ask = probe(adapter, x, "relu2", resolve(1, adapter, model(x)))
+    ask = probe(adapter, sightline.capture(x, adapter, layer="relu2"), resolve(1, adapter, model(x)))
     with pytest.raises(SightlineError):
         ask.score_grad(x)
 
@@ -1166,7 +1174,11 @@ def test_a_probe_of_several_images_is_refused(batch: int) -> None:
     model = seeded(Plain)
     adapter = sightline.adapt(model)
     with pytest.raises(ModelError, match=f"not {batch}"):
-        probe(adapter, images(batch), "relu2", resolve(1, adapter, torch.zeros(1, CLASSES)))
+        probe(
+            adapter,
+            sightline.capture(images(batch), adapter, layer="relu2"),
+            resolve(1, adapter, torch.zeros(1, CLASSES)),
+        )
 
 
 def test_the_tiny_models_are_what_they_say() -> None:

@@ -353,7 +353,7 @@ def test_folding_and_channels_last_change_neither_logits_nor_any_map(name: str) 
     assert adapter.layer is not None
     with torch.no_grad():
         assert relative(adapter.module(x.contiguous(memory_format=torch.channels_last)), original(x)) < 1e-5
-    for method in list_methods():
+    for method in (one.name for one in list_methods().values() if one.needs == "gradients"):
         assert_same_map(adapter, original, x, method, adapter.layer)
 
 

@@ -57,6 +57,9 @@ def test_a_grid_lies_where_the_slow_reference_lays_it(
     found, wanted = view.place(raw), place(raw, photo, resized, offset, window)
     assert found.shape == (photo[1], photo[0])
     assert found.dtype == np.float32
+    if np.isnan(wanted).all():  # no pixel's centre was seen, only a part of one: the nearest counts as seen
+        assert np.isfinite(found).any()
+        return
     # A pixel's centre may lie on the very edge of the window, where one rounding decides.
     for axis, pixels in ((1, photo[0]), (0, photo[1])):
         at = (np.arange(pixels) + 0.5) * resized[1 - axis] / pixels - offset[1 - axis]

@@ -478,3 +478,30 @@ def test_reading_leaves_no_file_open(state: dict[str, Tensor], tmp_path: Path) -
         read_weights(tmp_path / "good.pth")
     after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert after - before < 5 < limit
+
+
+def test_an_archive_with_something_behind_its_end_is_not_opened(tmp_path: Path) -> None:
+    """Python and torch look for an archive's table from different ends: what one checks, the other would not read."""
+    path = tmp_path / "weights.pt"
+    torch.save({"w": torch.zeros(3)}, path)
+    assert list(read_weights(path)) == ["w"]
+    for tail in (b"PK\x05\x06", b"\0", b"PK\x05\x06" + bytes(18)):
+        other = tmp_path / "other.pt"
+        other.write_bytes(path.read_bytes() + tail)
+        with pytest.raises(WeightsError, match="is no intact weights file"):
+            read_weights(other)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_small_file_that_asks_for_much_memory_is_refused_before_torch_reads_it(tmp_path: Path, legacy: bool) -> None:
+    bomb = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05" + (3_000_000_000).to_bytes(5, "little") + b"\x85R."
+    path = tmp_path / "bomb.pt"
+    if legacy:
+        path.write_bytes(bomb)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", bomb)
+            archive.writestr("a/version", "3\n")
+            archive.writestr("a/byteorder", "little")
+    with pytest.raises(WeightsError, match="bytearray"):
+        read_weights(path)

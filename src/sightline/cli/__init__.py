@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from typing import Annotated
 
 import typer
 
-from sightline.cli.output import fail
+from sightline.cli.output import fail, say
 from sightline.errors import SightlineError
 
 app = typer.Typer(
@@ -14,28 +16,42 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Shows which part of an image made a vision model say what it said. Start with: sightline explain PHOTO. "
-    "Any command takes --debug, which shows the whole error.",
+    invoke_without_command=True,
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Shows which part of an image made a vision model say what it said. Start with: sightline explain PHOTO.
+
+    Any command takes --debug, which shows the whole error.
+    """
+    if version:
+        from sightline import __version__
+
+        say(f"sightline {__version__}")
+        raise typer.Exit
 
 
 def main() -> None:
     """Entry point: our errors become one message on stderr and exit code 2, without a traceback."""
-    from sightline.cli import compare, doctor, explain, layers, methods, models
+    from sightline.cli import compare, concepts, doctor, explain, layers, methods, models
 
-    for command in (explain, compare, models, layers, methods, doctor):
+    for command in (explain, compare, concepts, models, layers, methods, doctor):
         app.command(command.__name__.rpartition(".")[2])(command.run)
     debug = "--debug" in sys.argv
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="sightline")
     except SightlineError as error:
         if debug:
-            raise
+            traceback.print_exc()
         fail(str(error))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stdout = None
         sys.exit(0)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         fail(f"unexpected {type(error).__name__}: {error}. This is a fault of sightline; --debug shows where")

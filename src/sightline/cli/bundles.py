@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,19 @@ def write_bundles(
     random_weights: bool,
     methods: Sequence[str] | None,
     targets: Sequence[str],
-    layer: str | None,
+    layers: Sequence[str],
+    fuse: bool,
+    contrast: str | None,
+    over: str | None,
     options: Sequence[str],
+    memory_mb: float,
     top: int,
     style: str,
     colormap: str | None,
     own_scale: bool,
     folder: Path,
     force: bool,
+    skip_existing: bool,
     as_json: bool,
 ) -> None:
     """The body of `explain` and `compare`. A picture that fails is told at the end, and the others go on; exit code 1."""
@@ -41,6 +46,19 @@ def write_bundles(
 
     images = find_images(photos, folder)
     places = name_folders(images, folder)
+    if not any(image.exists() for image in images):
+        raise ImageError(f"{plain(images[0])} can't be opened: no such file")
+    if skip_existing:
+        left = [
+            (image, place)
+            for image, place in zip(images, places, strict=True)
+            if not (place / "manifest.json").exists()
+        ]
+        if len(left) < len(images):
+            tell(f"{len(images) - len(left)} of {len(images)} pictures have their results already and are left out")
+        if not left:
+            return
+        images, places = [image for image, _ in left], [place for _, place in left]
     for place in places:
         check_free(place, force)
     given = dict(_option(text) for text in options)
@@ -49,25 +67,37 @@ def write_bundles(
     done = 0
     try:
         with waiting(f"loading {plain(model)}"):
+            from sightline.engine.targets import margin
             from sightline.flow import compare
             from sightline.heatmap import save
-            from sightline.methods.registry import find
+            from sightline.methods import list_methods
+            from sightline.methods.combine import combine
+            from sightline.methods.registry import check_options, find, one_pass
             from sightline.models.load import load_model
 
-            for name in methods or ():
-                find(name)
-            adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layer)
-        with _progress(len(images)) as step:
+            names = list(list_methods()) if list(methods or ()) == ["all"] else methods
+            chosen = None if names is None else [find(name) for name in names]
+            check_options(chosen or [find(name) for name in one_pass()], given)
+            if over is not None:
+                chosen = [combine(one, over) for one in chosen or [find(name) for name in one_pass()]]  # type: ignore[arg-type]
+            asked: list[Any] = list(targets) or [None]
+            if contrast is not None:
+                asked = [margin(one, contrast) for one in asked]
+            adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layers)
+        with _progress(len(images)) as (step, within):
             for image, place in zip(images, places, strict=True):
                 try:
                     found = compare(
                         image,
                         adapter,
-                        methods=methods,
-                        targets=list(targets) or [None],
-                        layer=layer,
+                        methods=chosen,
+                        targets=asked,
+                        layer="all" if list(layers) == ["all"] else list(layers) or None,
                         options=given,
                         same_scale=not own_scale,
+                        fuse=fuse,
+                        memory_mb=memory_mb,
+                        progress=within,
                     )
                     save(found, place, style=style, colormap=colormap, force=force, same_scale=not own_scale)
                 except (ImageError, NonFiniteError, MemoryError) as error:
@@ -79,11 +109,14 @@ def write_bundles(
                 done += 1
                 step()
     except KeyboardInterrupt:
-        tell(f"stopped after {done} of {len(images)} pictures; what is in {folder} is complete")
+        tell(
+            f"stopped after {done} of {len(images)} pictures; what is in {folder} is complete, and --skip-existing goes on from there"
+        )
         raise typer.Exit(130) from None
     finally:
         for image, reason in failed:
-            tell(f"failed: {plain(image)}: {plain(reason, 1000)}")
+            about = "" if reason.startswith(str(image)) else f"{plain(image)}: "
+            tell(f"failed: {about}{plain(reason, 1000)}")
     if failed:
         others = "" if len(failed) == len(images) else "; the others are done"
         tell(f"{len(failed)} of {len(images)} pictures failed{others}")
@@ -109,9 +142,7 @@ def find_images(photos: Sequence[str], folder: Path) -> list[Path]:
                     f"there is no picture in {path}; expected files that end in {', '.join(sorted(SUFFIXES))}"
                 )
             if len(pictures) < len(inside):
-                tell(
-                    f"{plain(path)}: {len(inside) - len(pictures)} files that are no pictures by their names are left out"
-                )
+                tell(f"{plain(path)}: left out as no pictures by their names: {len(inside) - len(pictures)}")
         elif not path.exists() and glob.has_magic(photo):
             pictures = [Path(one) for one in sorted(glob.glob(photo, recursive=True)) if not Path(one).is_dir()]
             if not pictures:
@@ -192,16 +223,23 @@ def _check_style(style: str, colormap: str | None) -> None:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar on stderr, a moving sign for a single picture; nothing where no terminal is."""
+def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None]]]:
+    """Bars on stderr with the time left: over the pictures, and within one; nothing where no terminal is."""
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn
 
     console = Console(stderr=True)
-    if total < 2 or not console.is_terminal:
-        with waiting("explaining"):
-            yield lambda: None
+    if not console.is_terminal:
+        yield (lambda: None), (lambda done, of: None)
         return
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("explaining", total=total)
-        yield lambda: progress.advance(task)
+    columns = (SpinnerColumn(), *Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        pictures = progress.add_task("explaining", total=total)
+        questions = progress.add_task("asking the model again", visible=False)
+
+        def within(done: int, of: int) -> None:
+            if done == 0:
+                progress.reset(questions)
+            progress.update(questions, completed=done, total=of, visible=done < of)
+
+        yield (lambda: progress.advance(pictures)), within

@@ -9,15 +9,18 @@ import typer
 from sightline.cli.bundles import DEFAULT_FOLDER, write_bundles
 from sightline.cli.explain import (
     Colormap,
+    Contrast,
     Folder,
     Force,
     Json,
-    LayerName,
+    Memory,
     ModelName,
     Options,
+    Over,
     OwnScale,
     Photos,
     RandomWeights,
+    SkipExisting,
     StyleName,
     Targets,
     Top,
@@ -30,10 +33,19 @@ def run(
     model: ModelName = "bundled",
     target: Targets = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="Again for more; see: sightline methods. [default: all]")
+        list[str] | None,
+        typer.Option("--method", help="Again for more, or all; see: sightline methods. [default: all of one pass]"),
     ] = None,
-    layer: LayerName = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer", "--layers", metavar="NAME", help="Again for more, or all for a sweep. [default: chosen]"
+        ),
+    ] = None,
+    contrast: Contrast = None,
+    combine: Over = None,
     option: Options = None,
+    memory: Memory = 512,
     top: Top = 3,
     style: StyleName = "heat",
     colormap: Colormap = None,
@@ -42,6 +54,7 @@ def run(
     random_weights: RandomWeights = False,
     output: Folder = DEFAULT_FOLDER,
     force: Force = False,
+    skip_existing: SkipExisting = False,
     json: Json = False,
 ) -> None:
     """Show several methods or classes side by side, from one pass, on one scale."""
@@ -52,7 +65,11 @@ def run(
         random_weights=random_weights,
         methods=method,
         targets=target or [],
-        layer=layer,
+        layers=layer or [],
+        fuse=False,
+        contrast=contrast,
+        over=combine,
+        memory_mb=memory,
         options=option or [],
         top=top,
         style=style,
@@ -60,5 +77,6 @@ def run(
         own_scale=own_scale,
         folder=output,
         force=force,
+        skip_existing=skip_existing,
         as_json=json,
     )

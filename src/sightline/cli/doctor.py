@@ -19,6 +19,7 @@ def run(model: ModelName = "bundled", weights: Weights = None, random_weights: R
         import torch
 
         import sightline
+        from sightline.render.panel import percent
 
     say(
         f"sightline {sightline.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
@@ -38,13 +39,14 @@ def run(model: ModelName = "bundled", weights: Weights = None, random_weights: R
         say(f"weights: sha256 {facts['sha256'][:16]}...")
     for note in adapter.notes:
         say(f"note: {note}")
-    say(f"input: {facts['preprocessing']}")
+    shown = ", ".join(f"{name} {value}" for name, value in facts["preprocessing"].items())
+    say(f"input: {shown}")
     say(
         f"classes: {len(adapter.labels) if adapter.labels else 'unnamed'}; layer: {adapter.layer or 'none'} ({adapter.layer_reason})"
     )
     started = time.perf_counter()
     heatmap = sightline.explain(DEMO, adapter)
-    says = ", ".join(f"{one.label} {one.probability:.0%}" for one in heatmap.predictions[:3])
+    says = ", ".join(f"{one.label} {percent(one.probability)}" for one in heatmap.predictions[:3])
     say(
         f"a photograph of a cat: {says}; explained in {time.perf_counter() - started:.2f} s, strongest at {heatmap.peak}"
     )

@@ -28,8 +28,24 @@ Targets = Annotated[
         help="Class name, a unique part of one, or number; again for more. [default: the prediction]",
     ),
 ]
-LayerName = Annotated[
-    str | None, typer.Option("--layer", metavar="NAME", help="See: sightline layers MODEL. [default: chosen]")
+LayerNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer", "--layers", metavar="NAME", help="Again for more; see: sightline layers MODEL. [default: chosen]"
+    ),
+]
+Contrast = Annotated[
+    str | None,
+    typer.Option("--contrast", metavar="CLASS", help="Show what speaks for the target rather than this class."),
+]
+Over = Annotated[
+    str | None, typer.Option("--combine", metavar="HOW", help="Average over altered pictures: noise, flips or scales.")
+]
+Memory = Annotated[
+    int,
+    typer.Option(
+        "--memory", metavar="MB", min=1, help="About how much one forward may need when the model is asked again."
+    ),
 ]
 Options = Annotated[
     list[str] | None,
@@ -45,6 +61,9 @@ Folder = Annotated[
     Path, typer.Option("-o", "--output", metavar="DIR", help="Where the bundles go, one folder an image.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace earlier bundles.")]
+SkipExisting = Annotated[
+    bool, typer.Option("--skip-existing", help="Leave out pictures that have their results already.")
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, one object an image.")]
 
 
@@ -53,8 +72,11 @@ def run(
     model: ModelName = "bundled",
     target: Targets = None,
     method: Annotated[str, typer.Option("--method", help="See: sightline methods")] = "grad-cam",
-    layer: LayerName = None,
+    layer: LayerNames = None,
+    contrast: Contrast = None,
+    combine: Over = None,
     option: Options = None,
+    memory: Memory = 512,
     top: Top = 3,
     style: StyleName = "heat",
     colormap: Colormap = None,
@@ -63,6 +85,7 @@ def run(
     random_weights: RandomWeights = False,
     output: Folder = DEFAULT_FOLDER,
     force: Force = False,
+    skip_existing: SkipExisting = False,
     json: Json = False,
 ) -> None:
     """Show what the model says about photographs, and where it looks."""
@@ -73,7 +96,11 @@ def run(
         random_weights=random_weights,
         methods=[method],
         targets=target or [],
-        layer=layer,
+        layers=layer or [],
+        fuse=True,
+        contrast=contrast,
+        over=combine,
+        memory_mb=memory,
         options=option or [],
         top=top,
         style=style,
@@ -81,5 +108,6 @@ def run(
         own_scale=own_scale,
         folder=output,
         force=force,
+        skip_existing=skip_existing,
         as_json=json,
     )

@@ -42,10 +42,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 def waiting(text: str) -> Iterator[None]:
     """A moving sign on stderr while something takes long; nothing where no terminal is."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
         return
-    with console.status(text):
+    with console.status(escape(text)):
         yield

@@ -78,7 +78,7 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]
         LayerError: the score doesn't depend on the layer.
     """
     batch = len(captures[0].activations)
-    joints = [_joint(one) for one in captures]
+    joints = [joint_of(one) for one in captures]
     with isolated(joints[0]), torch.enable_grad():
         scores = score_of(asked, captures[0].output, batch)
         if not scores.requires_grad:
@@ -110,6 +110,20 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]
     return result
 
 
+def of_image(one: Capture, image: int) -> Capture:
+    """The capture of one image of the batch; its graph goes with it only when the batch is that image."""
+    if len(one.activations) == 1:
+        return one
+
+    def part(values: Any) -> Any:
+        return values[image : image + 1] if isinstance(values, Tensor) else values
+
+    cut = {name: part(getattr(one, name)) for name in ("input", "activations", "gradients", "scores")}
+    finite = tuple((stage, part(free)) for stage, free in one.finite)
+    output = part(one.output.detach()) if isinstance(one.output, Tensor) else None
+    return dataclasses.replace(one, **cut, output=output, joint=None, finite=finite)
+
+
 def finite_images(values: Tensor) -> Tensor:
     """Which images (B,) hold neither NaN nor infinity."""
     values = values.detach().flatten(1) if values.dim() > 1 else values.detach()[:, None]
@@ -128,7 +142,7 @@ def check_input(x: Any) -> None:
 def isolated(x: Tensor) -> Iterator[None]:
     """The caller's inference mode and autocast are off inside; random numbers drawn by the model are given back."""
     # With other threads at work, giving back the state could hand out their random numbers twice.
-    alone = sum(not thread.daemon for thread in threading.enumerate()) == 1
+    alone = threading.active_count() == 1
     devices = [x.device] if x.device.type == "cuda" else []
     with (
         torch.inference_mode(False),
@@ -175,7 +189,7 @@ def _forward(
                     seen[name] = kept = grid.detach().clone().requires_grad_()
                 grid.copy_(kept)
                 return output
-            return _with_grid(output, kept.clone())
+            return with_grid(output, kept.clone())
 
         return hook
 
@@ -185,6 +199,7 @@ def _forward(
     # A copy, so that a model which works on its input in place does not reach the caller's.
     given = x.clone(memory_format=adapter.memory_format)
     version = given._version
+    written = _versions(adapter.module)
     try:
         with torch.set_grad_enabled(trunk_graph):
             output = adapter.logits(stand_in(given))
@@ -194,6 +209,11 @@ def _forward(
         raise ModelError(
             f"{adapter.name} fails on an input of shape {tuple(x.shape)} ({x.dtype}, {x.device}): {error}"
         ) from error
+    if _versions(adapter.module) != written:
+        raise ModelError(
+            f"the forward of {adapter.name} reaches its modules past the stand-in, through something global, and in training "
+            "mode it wrote into its statistics; call model.eval() first"
+        )
     for name, count in calls.items():
         if count == 0:
             raise LayerError(
@@ -204,6 +224,13 @@ def _forward(
                 f"layer {name!r} ran {count} times in one forward, so that its map would be ambiguous; choose one that runs once"
             )
     return seen, output, given if given._version == version else x.clone(memory_format=adapter.memory_format)
+
+
+def _versions(module: Any) -> list[int]:
+    """How often each buffer of a model in training mode was written to; evaluation mode writes to none."""
+    if not any(one.training for one in module.modules()):
+        return []
+    return [buffer._version for buffer in module.buffers() if not buffer.is_inference()]
 
 
 def _captured(adapter: Adapter, name: str, seen: dict[str, Tensor], output: Any, x: Tensor) -> Capture:
@@ -218,14 +245,15 @@ def _captured(adapter: Adapter, name: str, seen: dict[str, Tensor], output: Any,
     return Capture(name, x, joint.detach(), output, joint=joint, finite=finite)
 
 
-def _joint(one: Capture) -> Tensor:
+def joint_of(one: Capture) -> Tensor:
+    """The layer's output in the graph of the capture, or a `LayerError` where it was cut off."""
     if one.joint is None:
         raise LayerError(f"the capture of {one.layer!r} was cut from its graph; capture again")
     return one.joint
 
 
-def _with_grid(output: Any, grid: Tensor) -> Any:
-    """The layer's output with its one grid exchanged."""
+def with_grid(output: Any, grid: Tensor) -> Any:
+    """A layer's output with its one grid exchanged."""
     if isinstance(output, Tensor):
         return grid
     original = only_grid(output)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sightline.engine.capture import check_input, isolated
-from sightline.engine.targets import Asked, score_of
+from sightline.engine.capture import Capture, capture, check_input, isolated, joint_of, toward, with_grid
+from sightline.engine.decompose import Parts, decompose
+from sightline.engine.targets import Asked, Target, TargetSpec, resolve, score_of
 from sightline.errors import ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
-from sightline.models.layers import only_grid
+from sightline.models.layers import only_grid, stages
 from sightline.models.twin import twin
+
+# How much larger than its input a network's widest pair of layers is at most (VGG: 43), and than a grid its head's.
+_PER_IMAGE, _PER_GRID = 48, 16
+MEMORY_MB = 512
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,69 +29,113 @@ class Probe:
     """Questions about ONE image and one target.
 
     Attributes:
-        score: images (N, C, H, W) -> scores (N,).
-        score_head: what-if outputs of the layer (N, C, h, w) -> scores (N,), with the trunk run once on the image.
+        asked: the target.
+        resolve: what a user calls a class -> the class, as for a target.
+        score: images (N, C, H, W) -> scores (N,); optionally of another target, and in bfloat16.
+        score_head: what-if outputs of the layer (N, C, h, w) -> scores (N,), with the trunk run on the one image.
+        output_head: the same -> what the model returns, as `Adapter.logits` gives it.
         score_grad: images (N, C, H, W) -> (scores (N,), d score / d image (N, C, H, W)).
+        capture: images (N, C, H, W) -> what the layer says to them, with scores and gradients.
+        other: another picture (1, C, H, W) -> its capture, and a probe of it.
+        stages: what the last layers of all resolutions say, the finest first, with gradients.
+        toward: another score of the same image -> its capture, at the price of the head.
+        curvature: target, V (1, C, h, w) -> the target's Hessian at the layer times V, at the price of the head.
+        parts: the score taken apart into picture and biases.
+        steps: cuts N images into slices that fit into memory, and tells the person who waits how far it is.
+        head_steps: the same for N grids.
+        notes: what the method has to say about its result is appended here.
     """
 
-    score: Callable[[Tensor], Tensor]
+    asked: Asked
+    resolve: Callable[[TargetSpec], Asked]
+    score: Callable[..., Tensor]
     score_head: Callable[[Tensor], Tensor]
+    output_head: Callable[[Tensor], Tensor]
     score_grad: Callable[[Tensor], tuple[Tensor, Tensor]]
+    capture: Callable[[Tensor], Capture]
+    other: Callable[[Tensor], tuple[Capture, Probe]]
+    stages: Callable[[], list[Capture]]
+    toward: Callable[[Target], Capture]
+    curvature: Callable[[Target, Tensor], Tensor]
+    parts: Callable[[], Parts]
+    steps: Callable[[int], Iterator[slice]]
+    head_steps: Callable[[int], Iterator[slice]]
+    notes: list[str] = field(default_factory=list)
 
 
-def probe(adapter: Adapter, x: Tensor, layer: str, asked: Asked, batch: int = 32) -> Probe:
-    """Permission to ask `adapter` again about image x (1, C, H, W).
+def probe(
+    adapter: Adapter,
+    seen: Capture,
+    asked: Asked,
+    *,
+    memory_mb: float = MEMORY_MB,
+    progress: Progress | None = None,
+) -> Probe:
+    """Permission to ask `adapter` again about the one image of a capture.
 
     Args:
         adapter: the model.
-        x: the image.
-        layer: the layer whose output `score_head` replaces.
+        seen: of one image; its layer is the one whose output `score_head` replaces.
         asked: the target.
-        batch: how many questions go into one forward.
+        memory_mb: what one forward may need above what is there; an estimate from the sizes of input and grid.
+        progress: told (done, total) while a method asks many questions.
     """
+    x, layer = seen.input, seen.layer
     check_input(x)
     if len(x) != 1:
         raise ModelError(f"a probe asks about one image, not {len(x)}")
     plain = twin(adapter.module, {})
+    batch = _fitting(memory_mb, x, _PER_IMAGE, 16)
+    head_batch = _fitting(memory_mb, seen.activations, _PER_GRID, 512)
+    live = [seen] if seen.joint is not None and len(seen.joint) == 1 else []
 
-    def run(model: Any, images: Tensor, count: int) -> Tensor:
+    def run(model: Any, images: Tensor) -> Any:
         try:
-            output = adapter.logits(model(images.clone(memory_format=adapter.memory_format)))
+            return adapter.logits(model(images.clone(memory_format=adapter.memory_format)))
         except (SightlineError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise ModelError(f"{adapter.name} fails on an input of shape {tuple(images.shape)}: {error}") from error
-        return score_of([asked] * count, output, count)
 
-    def score(images: Tensor) -> Tensor:
-        with isolated(x), torch.no_grad():
-            return torch.cat([run(plain, part, len(part)) for part in images.split(batch)])
+    def scored(output: Any, count: int, target: Target | None = None) -> Tensor:
+        return score_of([asked if target is None else Asked(target, None, "")] * count, output, count)
+
+    def score(images: Tensor, target: Target | None = None, bfloat16: bool = False) -> Tensor:
+        with isolated(x), torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+            return torch.cat([scored(run(plain, part), len(part), target).to(x.dtype) for part in images.split(batch)])
 
     def score_head(grids: Tensor) -> Tensor:
         with isolated(x), torch.no_grad():
-            return torch.cat([_head(part) for part in grids.split(batch)])
+            return torch.cat([_head(part, scored) for part in grids.split(head_batch)])
 
-    def _head(grids: Tensor) -> Tensor:
-        def replace(_module: Any, _args: Any, output: Any) -> Tensor:
-            if not isinstance(output, Tensor) or only_grid(output) is None or output.shape[1:] != grids.shape[1:]:
-                raise ModelError(
-                    f"layer {layer!r} does not give one grid of shape {tuple(grids.shape[1:])}; its output can't be replaced"
-                )
-            return grids.clone()
+    def output_head(grids: Tensor) -> Tensor:
+        with isolated(x), torch.no_grad():
+            return torch.cat([_head(part, lambda output, _: output) for part in grids.split(head_batch)])
 
-        model = twin(adapter.module, {layer: replace})
+    def _head(grids: Tensor, then: Callable[[Any, int], Tensor]) -> Tensor:
+        def asked_with(images: Tensor, part: Tensor) -> Tensor:
+            def replace(_module: Any, _args: Any, output: Any) -> Any:
+                grid = only_grid(output)
+                if grid is None or grid.shape[1:] != part.shape[1:]:
+                    raise ModelError(
+                        f"layer {layer!r} does not give one grid of shape {tuple(part.shape[1:])}; its output can't be replaced"
+                    )
+                return with_grid(output, part.clone())
+
+            return then(run(twin(adapter.module, {layer: replace}), images), len(part))
+
         try:
-            return run(model, x, len(grids))
-        except SightlineError:
+            return asked_with(x, grids)
+        except ModelError:
             # A skip connection that is concatenated doesn't broadcast: give the trunk as many images.
-            return run(model, x.expand(len(grids), -1, -1, -1), len(grids))
+            return torch.cat([asked_with(x.expand(len(part), -1, -1, -1), part) for part in grids.split(batch)])
 
     def score_grad(images: Tensor) -> tuple[Tensor, Tensor]:
         scores, gradients = [], []
         with isolated(x), torch.enable_grad():
             for part in images.split(batch):
                 leaf = part.detach().requires_grad_()
-                values = run(plain, leaf, len(part))
+                values = scored(run(plain, leaf), len(part))
                 found = torch.autograd.grad(values.sum(), leaf, allow_unused=True) if values.requires_grad else (None,)
                 if found[0] is None:
                     raise TargetError(
@@ -94,4 +145,82 @@ def probe(adapter: Adapter, x: Tensor, layer: str, asked: Asked, batch: int = 32
                 scores.append(values.detach())
         return torch.cat(scores), torch.cat(gradients)
 
-    return Probe(score, score_head, score_grad)
+    def capture_of(images: Tensor) -> Capture:
+        found = []
+        for part in images.split(batch):
+            (one,) = capture(adapter, part, [layer])
+            found.append(dataclasses.replace(toward([one], [asked] * len(part))[0], output=None, joint=None))
+        return found[0] if len(found) == 1 else _joined(found)
+
+    def other(picture: Tensor) -> tuple[Capture, Probe]:
+        one = toward(capture(adapter, picture, [layer]), [asked])[0]
+        return one, probe(adapter, one, asked, memory_mb=memory_mb)
+
+    def all_stages() -> list[Capture]:
+        with isolated(x):
+            names = stages(adapter.module, x, adapter.folded)
+        return toward(capture(adapter, x, names), [asked])
+
+    def alive() -> Capture:
+        if not live:
+            live.extend(capture(adapter, x, [layer]))
+        return live[0]
+
+    def toward_score(target: Target) -> Capture:
+        return toward([alive()], [Asked(target, None, asked.label)])[0]
+
+    def curvature(target: Target, direction: Tensor) -> Tensor:
+        one = alive()
+        joint = joint_of(one)
+        with isolated(x), torch.enable_grad():
+            scores = score_of([Asked(target, None, "")], one.output, 1)
+            (gradient,) = torch.autograd.grad(scores.sum(), joint, create_graph=True)
+            if not gradient.requires_grad:  # the score is linear in the layer
+                return torch.zeros_like(direction)
+            (bent,) = torch.autograd.grad(gradient, joint, direction.to(gradient), retain_graph=True, allow_unused=True)
+        return torch.zeros_like(direction) if bent is None else bent.detach()
+
+    def steps(size: int) -> Callable[[int], Iterator[slice]]:
+        def cut(total: int) -> Iterator[slice]:
+            for start in range(0, total, size):
+                if progress is not None:
+                    progress(start, total)
+                yield slice(start, min(start + size, total))
+            if progress is not None:
+                progress(total, total)
+
+        return cut
+
+    return Probe(
+        asked=asked,
+        resolve=lambda spec: resolve(spec, adapter, seen.output),
+        score=score,
+        score_head=score_head,
+        output_head=output_head,
+        score_grad=score_grad,
+        capture=capture_of,
+        other=other,
+        stages=all_stages,
+        toward=toward_score,
+        curvature=curvature,
+        parts=lambda: decompose(adapter, x, asked),
+        steps=steps(batch),
+        head_steps=steps(head_batch),
+    )
+
+
+def _fitting(memory_mb: float, one: Tensor, factor: int, most: int) -> int:
+    """How many go into one forward."""
+    size = one[0].numel() * one.element_size() * factor
+    return max(1, min(most, int(memory_mb * 1e6 / size)))
+
+
+def _joined(parts: list[Capture]) -> Capture:
+    tensors: dict[str, Any] = {
+        name: torch.cat([getattr(one, name) for one in parts])
+        for name in ("input", "activations", "gradients", "scores")
+    }
+    finite = tuple(
+        (stage, torch.cat([one.finite[at][1] for one in parts])) for at, (stage, _) in enumerate(parts[0].finite)
+    )
+    return dataclasses.replace(parts[0], **tensors, finite=finite)

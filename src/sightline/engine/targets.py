@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,25 +29,64 @@ class Asked:
 
 def class_logit(index: int) -> Target:
     """The logit of one class."""
+    _check_index(index)
     return lambda output: table(output)[:, index]
 
 
-def margin(of: int, over: int) -> Target:
-    """Logit of one class minus that of another: what separates the two."""
-    return lambda output: table(output)[:, of] - table(output)[:, over]
+def _check_index(index: int) -> None:
+    if index < 0:
+        raise TargetError(f"class {index}; expected 0 or more")
+
+
+def margin(of: int | str | None, over: int | str) -> Target:
+    """Logit of one class minus that of another: what separates the two. Names as for a target; None is the prediction."""
+
+    def difference(one: int, other: int) -> Target:
+        return lambda output: table(output)[:, one] - table(output)[:, other]
+
+    if isinstance(of, int) and isinstance(over, int):
+        _check_index(min(of, over))
+        if of == over:
+            raise TargetError(f"a margin needs two different classes, not twice {of}")
+        plain = difference(of, over)
+        plain.__name__ = f"class {of} rather than class {over}"
+        return plain
+
+    def unnamed(_output: Any) -> Tensor:
+        raise TargetError("a margin by names needs a model that knows them; give numbers")
+
+    def resolved(adapter: Adapter, output: Any, image: int) -> Asked:
+        one, other = (resolve(spec, adapter, output, image) for spec in (of, over))
+        if one.index is None or other.index is None or one.index == other.index:
+            raise TargetError(f"a margin needs two different classes, not {one.label!r} and {other.label!r}")
+        return Asked(difference(one.index, other.index), None, f"{one.label} rather than {other.label}")
+
+    unnamed.resolved = resolved  # type: ignore[attr-defined]
+    return unnamed
 
 
 def log_probability(index: int) -> Target:
     """Natural logarithm of a class's softmax probability."""
-    return lambda output: table(output).log_softmax(dim=1)[:, index]
+    _check_index(index)
+
+    def score(output: Any) -> Tensor:
+        logits = table(output)
+        # A model with its softmax inside has returned probabilities already.
+        return (logits.clamp_min(1e-30).log() if is_normalised(logits) else logits.log_softmax(dim=1))[:, index]
+
+    score.__name__ = f"log-probability of class {index}"
+    return score
 
 
 def probability(index: int) -> Target:
     """Softmax probability of a class; its gradient vanishes near 1, where `log_probability` is better."""
 
     def score(output: Any) -> Tensor:
-        return table(output).softmax(dim=1)[:, index]
+        logits = table(output)
+        return (logits if is_normalised(logits) else logits.softmax(dim=1))[:, index]
 
+    _check_index(index)
+    score.__name__ = f"probability of class {index}"
     score.is_probability = True  # type: ignore[attr-defined]
     return score
 
@@ -64,11 +105,11 @@ def table(output: Any) -> Tensor:
 
 
 def probabilities(output: Any) -> Tensor:
-    """(B, K) in 0..1: softmax over classes; sigmoid for one logit; the output itself if it already sums to 1."""
+    """(B, K) in 0..1: softmax over classes; sigmoid for one logit; the output itself if it is probabilities already."""
     logits = table(output).detach().float()
     if logits.shape[1] == 1:
         return logits.sigmoid()
-    if is_normalised(logits):
+    if is_normalised(logits) or are_independent(logits):
         return logits
     return logits.softmax(dim=1)
 
@@ -78,6 +119,11 @@ def is_normalised(logits: Tensor) -> bool:
     return bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())
 
 
+def are_independent(logits: Tensor) -> bool:
+    """Whether the outputs look like a probability each, as of a model with a sigmoid inside."""
+    return logits.shape[1] > 3 and bool(((logits >= 0) & (logits <= 1)).all()) and not is_normalised(logits)
+
+
 def resolve(spec: TargetSpec, adapter: Adapter, output: Any, image: int = 0) -> Asked:
     """Makes ready what the user asked for: None is the predicted class of this image; an index, a name or a function.
 
@@ -85,14 +131,16 @@ def resolve(spec: TargetSpec, adapter: Adapter, output: Any, image: int = 0) -> 
         TargetError: no such class, or a name that several share; the nearest are listed.
     """
     if callable(spec):
+        if (named := getattr(spec, "resolved", None)) is not None:
+            return cast(Asked, named(adapter, output, image))
         return Asked(spec, None, getattr(spec, "__name__", "own target").strip("<>"))
     classes = table(output).shape[1]
     if spec is None:
         index = int(table(output)[image].argmax())
     elif isinstance(spec, str):
         index = class_index(spec, adapter, classes)
-    elif isinstance(spec, int) and not isinstance(spec, bool):
-        index = spec
+    elif hasattr(spec, "__index__") and not isinstance(spec, bool) and not isinstance(spec, Tensor):
+        index = operator.index(spec)
         if not 0 <= index < classes:
             raise TargetError(f"class {index} is outside 0 to {classes - 1} of {adapter.name}")
     else:
@@ -107,11 +155,11 @@ def class_index(name: str, adapter: Adapter, classes: int) -> int:
     labels = (adapter.labels or ())[:classes]
     wanted = name.strip().lower()
     exact = [index for index, label in enumerate(labels) if label.lower() == wanted]
+    if not exact and wanted.isdecimal() and int(wanted) < classes:
+        return int(wanted)
     found = exact or [index for index, label in enumerate(labels) if wanted and wanted in label.lower()]
     if len(found) == 1:
         return found[0]
-    if not exact and wanted.isdecimal() and int(wanted) < classes:
-        return int(wanted)
     if found:
         shown = ", ".join(f"{labels[index]!r} ({index})" for index in found[:8]) + (", ..." if found[8:] else "")
         raise TargetError(f"{name!r} fits {len(found)} classes: {shown}. Give a whole name or the number")
@@ -126,11 +174,13 @@ def per_image(
     target: TargetSpec | Sequence[TargetSpec] | Tensor, adapter: Adapter, output: Any, batch: int
 ) -> list[Asked]:
     """One target for each image of a batch; a list must hold exactly as many as there are images."""
-    if isinstance(target, Tensor):
-        target = target.tolist()
+    if isinstance(target, Tensor | np.ndarray):
+        target = cast(TargetSpec | Sequence[TargetSpec], target.tolist())
+    if isinstance(target, range):
+        target = list(target)
     if not isinstance(target, list | tuple):
-        if target is None:
-            return [resolve(None, adapter, output, image) for image in range(batch)]
+        if target is None or hasattr(target, "resolved"):  # may be another for each image
+            return [resolve(cast(TargetSpec, target), adapter, output, image) for image in range(batch)]
         return [resolve(cast(TargetSpec, target), adapter, output)] * batch
     if len(target) != batch:
         raise TargetError(f"{len(target)} targets for {batch} images; give one target for all, or exactly one an image")
@@ -162,4 +212,13 @@ def _checked(function: Target, output: Any, batch: int) -> Tensor:
     if not isinstance(score, Tensor) or tuple(score.shape) != (batch,):
         got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
         raise TargetError(f"the target gave {got}; expected one score per image, a tensor of shape ({batch},)")
+    if batch > 1 and isinstance(output, Tensor) and output.dim() == 2 and output.requires_grad:
+        leaf = output.detach().requires_grad_()
+        first = function(leaf)[0]
+        if first.requires_grad:
+            (moved,) = torch.autograd.grad(first, leaf, allow_unused=True)
+            if moved is not None and moved[1:].any():
+                raise TargetError(
+                    "the target mixes images: the first one's score depends on the others. Take a column, output[:, k], not a row"
+                )
     return score

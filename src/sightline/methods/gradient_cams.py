@@ -7,20 +7,26 @@ pooling and one linear layer, grad-cam, hires-cam and xgrad-cam at the last grid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from sightline.engine.capture import Capture
 from sightline.errors import MethodError
-from sightline.methods.registry import method
+from sightline.methods.registry import method, on_finest, share_of_maximum
 
 
-def _both(capture: Capture) -> tuple[Tensor, Tensor]:
-    """(A, G); half precision is raised to float32, because sums over hundreds of channels need it."""
-    a, g = capture.activations, capture.gradients
-    if g is None:
+def activations_and_gradients(capture: Capture) -> tuple[Tensor, Tensor]:
+    """(A, G), `at_least_single`."""
+    if capture.gradients is None:
         raise MethodError("this capture holds no gradients; ask for a target first")
-    return (a, g) if a.dtype in (torch.float32, torch.float64) else (a.float(), g.float())
+    return at_least_single(capture.activations), at_least_single(capture.gradients)
+
+
+def at_least_single(values: Tensor) -> Tensor:
+    """Half precision raised to float32, because sums over hundreds of channels need it."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def _weighted(weights: Tensor, a: Tensor) -> Tensor:
@@ -33,8 +39,11 @@ def grad_cam(capture: Capture) -> Tensor:
     """Where the channels that raise the score are active.
 
     Formula: w_k = mean over space of G^k; map = ReLU(sum_k w_k A^k). In units of the score per cell.
+
+    Differs: pytorch-grad-cam and torch-cam stretch every map from its lowest to its highest value, so that a weak map looks as
+    strong as any; captum resizes to the nearest cell and does not rectify.
     """
-    a, g = _both(capture)
+    a, g = activations_and_gradients(capture)
     return _weighted(g.mean(dim=(2, 3)), a)
 
 
@@ -52,9 +61,13 @@ def grad_cam_plus_plus(capture: Capture, *, normalise: bool = False) -> Tensor:
     Where 2 + G * sum A <= 0 (possible only for negative activations) the formula has no meaning and alpha is 0.
 
     Args:
-        normalise: divide alpha by its sum over space, channel by channel, as the authors' released code does.
+        normalise: divide alpha by its sum over space, channel by channel, as the authors' released code does. On a network
+            that ends in pooling and one linear layer this is layer-cam.
+
+    Differs: pytorch-grad-cam adds 1e-6 to denominators near 7e-7, which shrinks weights unevenly; torch-cam divides a copy, so
+    that its weight is the sum of ReLU(G)^3.
     """
-    a, g = _both(capture)
+    a, g = activations_and_gradients(capture)
     below = 2 + g * a.sum(dim=(2, 3), keepdim=True)
     alpha = torch.where((g > 0) & (below > 0), 1 / below, 0)
     if normalise:
@@ -69,8 +82,10 @@ def xgrad_cam(capture: Capture) -> Tensor:
 
     Formula: w_k = (sum over space of G * A) / (sum over space of A), 0 where a channel sums to 0 up to rounding;
     map = ReLU(sum_k w_k A^k). In units of the score per cell.
+
+    Differs: pytorch-grad-cam divides by the sum without looking whether it is near 0.
     """
-    a, g = _both(capture)
+    a, g = activations_and_gradients(capture)
     total = a.sum(dim=(2, 3))
     # A sum of signed activations that is 0 comes out as rounding, which must not become a huge weight.
     rounding = torch.finfo(a.dtype).eps * a.abs().sum(dim=(2, 3))
@@ -83,18 +98,34 @@ def hires_cam(capture: Capture) -> Tensor:
 
     Formula: map = sum_k G^k * A^k, signed. In units of the score per cell; for one linear layer on top the sum of the map
     is the score without its bias.
+
+    Differs: pytorch-grad-cam cuts negative values and stretches the rest, after which the map adds up to nothing.
     """
-    a, g = _both(capture)
+    a, g = activations_and_gradients(capture)
     return (g * a).sum(dim=1)
 
 
-@method("layer-cam", needs="gradients", reference="Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eq. 5 and 6")
+def _max_of_tanh(maps: Sequence[Tensor]) -> Tensor:
+    """LayerCAM's way to fuse layers: tanh(2 M / max M) for the shallow ones, M / max M for the deepest, then the maximum."""
+    *shallow, deepest = [share_of_maximum(one) for one in maps]
+    return on_finest([*((2 * one).tanh() for one in shallow), deepest]).amax(dim=0)
+
+
+@method(
+    "layer-cam",
+    needs="gradients",
+    reference="Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eq. 5, 6 and 9",
+    fuse=_max_of_tanh,
+)
 def layer_cam(capture: Capture) -> Tensor:
     """Only what speaks for the class, cell by cell; finer than Grad-CAM at earlier layers.
 
-    Formula: map = ReLU(sum_k ReLU(G^k) * A^k). In units of the score per cell.
+    Formula: map = ReLU(sum_k ReLU(G^k) * A^k). In units of the score per cell. Several layers: the maximum of tanh(2 M / max M)
+    for the shallow ones and M / max M for the deepest.
+
+    Differs: over several layers pytorch-grad-cam takes the mean, and torch-cam tanh(2 M) of the deepest too.
     """
-    a, g = _both(capture)
+    a, g = activations_and_gradients(capture)
     return (g.relu() * a).sum(dim=1)
 
 
@@ -104,5 +135,5 @@ def grad_cam_elementwise(capture: Capture) -> Tensor:
 
     Formula: map = sum_k ReLU(G^k * A^k), never negative. In units of the score per cell.
     """
-    a, g = _both(capture)
+    a, g = activations_and_gradients(capture)
     return (g * a).relu().sum(dim=1)

@@ -10,13 +10,34 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.errors import MethodError, did_you_mean
 
 Needs = Literal["activations", "gradients", "head", "input", "model"]
+ONE_PASS: tuple[Needs, ...] = ("activations", "gradients")
 Function = Callable[..., Tensor]
+
+
+def share_of_maximum(maps: Tensor) -> Tensor:
+    """Each image's map (B, h, w) divided by its highest absolute value; 0 where it is empty."""
+    highest = maps.abs().amax(dim=(1, 2), keepdim=True)
+    return maps / torch.where(highest > 0, highest, 1)
+
+
+def on_finest(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (B, h, w) of several resolutions, resized to the finest: (layers, B, h, w)."""
+    finest = max((one.shape[1:] for one in maps), key=lambda grid: grid[0] * grid[1])
+    return torch.stack(
+        [F.interpolate(one[:, None], finest, mode="bilinear", align_corners=False)[:, 0] for one in maps]
+    )
+
+
+def mean_of_shares(maps: Sequence[Tensor]) -> Tensor:
+    """The mean of maps that were each divided by their own maximum."""
+    return on_finest([share_of_maximum(one) for one in maps]).mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,7 @@ class Method:
         class_specific: whether another target gives another map.
         unit: "score" when values are in units of the target's score and can be compared between methods; "own" when not.
         reference: where it is defined, with the equation.
+        fuse: rectified maps (B, h, w) of several layers, the shallowest first -> one map.
     """
 
     name: str
@@ -41,6 +63,7 @@ class Method:
     class_specific: bool = True
     unit: Literal["score", "own"] = "score"
     reference: str = ""
+    fuse: Callable[[Sequence[Tensor]], Tensor] = mean_of_shares
 
     @property
     def summary(self) -> str:
@@ -65,6 +88,7 @@ def method(
     class_specific: bool = True,
     unit: Literal["score", "own"] = "score",
     reference: str,
+    fuse: Callable[[Sequence[Tensor]], Tensor] = mean_of_shares,
 ) -> Callable[[Function], Function]:
     """Registers a function as a method; a name can be taken only once."""
 
@@ -73,7 +97,7 @@ def method(
             raise MethodError(
                 f"a method called {name!r} is registered already, by {_REGISTRY[name].function.__module__}"
             )
-        _REGISTRY[name] = Method(name, function, needs, signed, class_specific, unit, reference)
+        _REGISTRY[name] = Method(name, function, needs, signed, class_specific, unit, reference, fuse)
         return function
 
     return register
@@ -87,8 +111,15 @@ def list_methods() -> Mapping[str, Method]:
     return dict(sorted(_REGISTRY.items()))
 
 
-def find(name: str | Function) -> Method:
+def one_pass() -> list[str]:
+    """Names of the methods that one pass serves all together."""
+    return [one.name for one in list_methods().values() if one.needs in ONE_PASS]
+
+
+def find(name: str | Function | Method) -> Method:
     """The method of this name; a bare function counts as a signed method of one pass with gradients."""
+    if isinstance(name, Method):
+        return name
     if callable(name):
         registered = [one for one in _REGISTRY.values() if one.function is name]
         return (
@@ -108,10 +139,13 @@ def check_options(chosen: Sequence[Method], options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in known:
             names = ", ".join(one.name for one in chosen)
-            shown = ", ".join(f"{key}={default!r}" for key, default in known.items()) or "none"
-            raise MethodError(f"no option {name!r} in {names}; there is: {shown}")
+            shown = ", ".join(f"{key}={default!r}" for key, default in known.items())
+            raise MethodError(
+                f"no option {name!r} in {names}; " + (f"there is: {shown}" if shown else "there are none")
+            )
         if isinstance(known[name], bool) != isinstance(options[name], bool):
-            raise MethodError(f"option {name} is {options[name]!r}; expected something like {known[name]!r}")
+            expected = "true or false" if isinstance(known[name], bool) else f"something like {known[name]!r}"
+            raise MethodError(f"option {name} is {options[name]!r}; expected {expected}")
 
 
 def run(chosen: Method, capture: Capture, options: Mapping[str, Any], probe: Probe | None = None) -> Tensor:
@@ -125,7 +159,9 @@ def run(chosen: Method, capture: Capture, options: Mapping[str, Any], probe: Pro
     with torch.inference_mode(False), torch.no_grad():
         result = chosen.function(*arguments, **options)
     batch, _, h, w = capture.activations.shape
-    if not isinstance(result, Tensor) or tuple(result.shape) != (batch, h, w):
+    # A method that looks at more than this layer may give its map at another resolution.
+    free = chosen.needs == "model" and isinstance(result, Tensor) and result.dim() == 3 and len(result) == batch
+    if not isinstance(result, Tensor) or (tuple(result.shape) != (batch, h, w) and not free):
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise MethodError(f"{chosen.name} gave {got}; expected a map of shape {(batch, h, w)}")
     return result

@@ -48,7 +48,10 @@ class Adapter:
 
     def label(self, index: int) -> str:
         """The name of a class, "class 7" where names are unknown."""
-        return self.labels[index] if self.labels and 0 <= index < len(self.labels) else f"class {index}"
+        if not self.labels or not 0 <= index < len(self.labels):
+            return f"class {index}"
+        label = self.labels[index]
+        return label if len(label) <= 200 else f"{label[:197]}..."
 
 
 def adapt(

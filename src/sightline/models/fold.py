@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -19,13 +20,13 @@ class FoldedNorm(nn.Identity):
     """Stands where a batch norm stood; its output is what the batch norm's was."""
 
 
-def fold(model: nn.Module, x: Tensor, keep: str | None = None) -> frozenset[str]:
+def fold(model: nn.Module, x: Tensor, keep: Collection[str] = ()) -> frozenset[str]:
     """Folds every batch norm that alone reads one convolution, in place; only for models that we built ourselves.
 
     Args:
         model: in evaluation mode.
         x: an input (B, C, H, W) to find the pairs with and to check the result on.
-        keep: a layer that will be asked for; where folding would lose its output, nothing is folded.
+        keep: layers that will be asked for; where folding would lose the output of one, nothing is folded.
 
     Returns:
         Names of the layers whose own output no longer exists; empty when nothing was folded.
@@ -33,7 +34,7 @@ def fold(model: nn.Module, x: Tensor, keep: str | None = None) -> frozenset[str]
     with torch.no_grad():
         before = model(x)
         pairs, lost = _pairs(model, x)
-        if keep in lost:
+        if lost & set(keep):
             return frozenset()
         replaced = []
         for conv, norm in pairs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -60,6 +62,52 @@ def candidates(model: nn.Module, x: Tensor) -> list[Layer]:
         best = None
     found = [_layer(event) for event in events if event.is_grid and not event.is_final and event.name]
     return [best if best and layer.name == best.name else layer for layer in found]
+
+
+def sweep(model: nn.Module, x: Tensor, without: Collection[str] = (), most: int = 15) -> list[str]:
+    """The outer layers from the input to the output, thinned out evenly: how a map changes with the layer.
+
+    Args:
+        model: the module.
+        x: an input.
+        without: layers whose output is gone.
+        most: how many at most.
+
+    Raises:
+        LayerError: no layer gives a grid.
+    """
+    found = [one for one in candidates(model, x) if one.name.count(".") < 2 and one.name not in without]
+    ends = {
+        other.name for one, other in pairwise(found) if one.name.startswith(f"{other.name}.") and one.grid == other.grid
+    }
+    inside = {
+        one.name for one, other in pairwise(found) if other.name in ends and one.name.startswith(f"{other.name}.")
+    }
+    names = list(dict.fromkeys(one.name for one in found if one.name not in inside))
+    if not names:
+        raise LayerError(f"no layer of {type(model).__name__} gives a grid larger than 1 x 1; give a larger input")
+    if len(names) <= most:
+        return names
+    return [names[round(index * (len(names) - 1) / (most - 1))] for index in range(most)]
+
+
+def stages(model: nn.Module, x: Tensor, without: Collection[str] = ()) -> list[str]:
+    """The last layer of each resolution up to the default layer, the finest first; the stem is left out.
+
+    Raises:
+        LayerError: as `choose`.
+    """
+    found = candidates(model, x)
+    last = next((index for index, one in enumerate(found) if one.chosen), None)
+    if last is None:
+        choose(model, x)  # raises, with the reason
+        last = len(found) - 1
+    ends: dict[tuple[int, int], str] = {}
+    for one in found[: last + 1]:
+        if one.name not in without and one.grid[0] * 4 <= x.shape[2]:
+            ends.pop(one.grid, None)
+            ends[one.grid] = one.name
+    return list(ends.values()) or [found[last].name]
 
 
 def grid_of(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> tuple[int, int] | None:

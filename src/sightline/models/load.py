@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ def load_model(
     *,
     weights: str | Path | None = None,
     random_weights: bool = False,
-    for_layer: str | None = None,
+    for_layer: str | Sequence[str] | None = None,
 ) -> Adapter:
     """Loads a model with its weights, class names and own preprocessing.
 
@@ -36,8 +36,8 @@ def load_model(
             module (see `adapt`).
         weights: a local state dict (.safetensors, .pt, .pth) instead of the official weights.
         random_weights: leave the weights random, to try things out; every result says so.
-        for_layer: the layer that will be asked for. Batch norm is folded into the convolutions for speed (same
-            logits to 1e-5 of their spread), unless the output of this layer would be lost by that.
+        for_layer: the layer, or layers, that will be asked for. Batch norm is folded into the convolutions for speed (same
+            logits to 1e-5 of their spread), unless the output of such a layer would be lost by that.
 
     Raises:
         ModelError: no such model, or its weights can't be had.
@@ -71,7 +71,7 @@ def sample_input(adapter: Adapter) -> torch.Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def _ready(adapter: Adapter, for_layer: str | None) -> Adapter:
+def _ready(adapter: Adapter, for_layer: str | Sequence[str] | None) -> Adapter:
     """Evaluation mode, default layer found, batch norm folded, weights laid out channels-last."""
     module = adapter.module.eval().requires_grad_(False)
     x = sample_input(adapter)
@@ -79,8 +79,11 @@ def _ready(adapter: Adapter, for_layer: str | None) -> Adapter:
         layer, reason = layers.choose(module, x)
     except LayerError as error:
         layer, reason = None, str(error)
-    folded = fold(module, x, keep=for_layer)
-    module.to(memory_format=torch.channels_last)
-    return dataclasses.replace(
-        adapter, layer=layer, layer_reason=reason, folded=folded, memory_format=torch.channels_last
-    )
+    keep = [for_layer] if isinstance(for_layer, str) else for_layer or ()
+    folded = fold(module, x, keep=keep)
+    layout = torch.channels_last
+    try:
+        module.to(memory_format=layout)
+    except RuntimeError:  # weights that are neither matrices nor 4-D, as of 3-D convolutions
+        layout = torch.preserve_format
+    return dataclasses.replace(adapter, layer=layer, layer_reason=reason, folded=folded, memory_format=layout)

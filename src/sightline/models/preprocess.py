@@ -16,6 +16,7 @@ from sightline.errors import ImageError, ModelError
 from sightline.models.view import View
 
 Preprocess = Callable[[Image.Image], tuple[Tensor, View]]
+_LARGEST = 64  # times the input's area
 Fit = Literal["shorter", "longer", "exact"]
 
 
@@ -59,7 +60,13 @@ def standard(
         )
         window = (offset[0], offset[1], offset[0] + size[0], offset[1] + size[1])
         small = image if image.mode == "RGB" else image.convert("RGB")
-        small = small if small.size == scaled else small.resize(scaled, resample)
+        if scaled[0] * scaled[1] > _LARGEST * size[0] * size[1] and min(scaled[0] - size[0], scaled[1] - size[1]) >= 0:
+            # A picture so thin that the whole of it, scaled, would fill the memory: only the window is.
+            ratio = (image.width / scaled[0], image.height / scaled[1])
+            left, top, right, bottom = (edge * ratio[index % 2] for index, edge in enumerate(window))
+            small, window = small.resize(size, resample, box=(left, top, right, bottom)), (0, 0, *size)
+        elif small.size != scaled:
+            small = small.resize(scaled, resample)
         if scaled[0] < size[0] or scaled[1] < size[1]:
             canvas = Image.new("RGB", size, tuple(round(255 * value) for value in fill))
             canvas.paste(small, (-offset[0], -offset[1]))
@@ -101,7 +108,7 @@ def measured(function: Callable[[Image.Image], Any]) -> Preprocess:
         return _measure(function, size)
 
     def preprocess(image: Image.Image) -> tuple[Tensor, View]:
-        result = function(image)
+        result = function(image.copy())  # it may draw on what it is given
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], View):
             return _one_input(result[0]), result[1]
         return _one_input(result), view_of(image.size)
@@ -129,7 +136,7 @@ def _measure(function: Callable[[Image.Image], Any], size: tuple[int, int]) -> V
 
     def send(values: Any) -> np.ndarray[Any, Any]:
         picture = Image.fromarray(np.ascontiguousarray(values, np.uint8)).convert("RGB")
-        return _one_input(function(picture)).double().numpy()
+        return _one_input(function(picture)).detach().cpu().double().numpy()
 
     black, white = send(np.zeros((height, width))), send(np.full((height, width), 255))
     runs = [send(across), send(down)]
@@ -147,7 +154,10 @@ def _measure(function: Callable[[Image.Image], Any], size: tuple[int, int]) -> V
         if axis == 1:
             source = source.T
         lines.append(_line(source, length))
-    (slope_x, shift_x), (slope_y, shift_y) = lines
+    (slope_x, shift_x), (slope_y, shift_y) = (
+        _snapped(slope, shift, length, pixels)
+        for (slope, shift), length, pixels in zip(lines, size, (out_width, out_height), strict=True)
+    )
     before = _random_states()
     if not np.array_equal(runs[0], send(across)) or before != _random_states():
         raise ModelError("preprocess draws at random, so that no map can be laid back; use the evaluation transforms")
@@ -157,6 +167,14 @@ def _measure(function: Callable[[Image.Image], Any], size: tuple[int, int]) -> V
         offset=(shift_x / slope_x, shift_y / slope_y),
         input=(out_width, out_height),
     )
+
+
+def _snapped(slope: float, shift: float, length: int, pixels: int) -> tuple[float, float]:
+    """What covers the whole side up to the error of measuring covers the whole side."""
+    whole = length / pixels
+    if abs(shift) < whole and abs(shift + slope * pixels - length) < whole:
+        return whole, 0.0
+    return slope, shift
 
 
 def _random_states() -> tuple[bytes, Any, str]:

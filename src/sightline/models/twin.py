@@ -6,18 +6,25 @@ threads can work on one model, because none of them changes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping
+from copy import copy as copy_of
 from functools import partial
-from types import MethodType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
 
 # What nn.Module itself keeps; handled by name.
 _OWN = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
+
+_PLAIN = (str, int, float, complex, type, ModuleType, torch.dtype, torch.device, torch.Size)
+# Objects of these packages lead to no module of the user's, or are not ours to copy.
+_FOREIGN = (sys.stdlib_module_names | {"torch", "numpy"}) - {"types", "argparse", "dataclasses", "__main__"}
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 
@@ -25,25 +32,22 @@ Hook = Callable[[nn.Module, Any, Any], Any]
 def twin(model: nn.Module, hooks: Mapping[str, Hook]) -> nn.Module:
     """The model in evaluation mode with forward hooks on the named layers.
 
-    Only what must differ is copied, shallowly: the modules on the way to a hooked layer, and those in training mode.
-    Parameters, buffers and all other modules are the model's own. The user's hooks are kept and come first.
+    Every module is copied shallowly, so that whatever a forward keeps in `self` stays in the copy. Parameters are the
+    model's own; buffers and other plain tensors are copied, because a forward may write into them. The user's hooks are
+    kept and come first.
     """
     wanted = {id(_eager(submodule(model, name))): hook for name, hook in hooks.items()}
-    made: dict[int, nn.Module] = {}
+    made: dict[int, Any] = {}
     copies: list[tuple[nn.Module, nn.Module]] = []
 
     def visit(module: nn.Module) -> nn.Module:
         module = _eager(module)
         if id(module) in made:
-            return made[id(module)]
-        made[id(module)] = module  # a module that holds itself must not hang us
+            return cast(nn.Module, made[id(module)])
+        copy = made[id(module)] = _shallow(module, made)  # noted first: a module that holds itself must not hang us
         children = {name: child if child is None else visit(child) for name, child in module._modules.items()}
-        same = all(children[name] is child for name, child in module._modules.items())
-        if same and not module.training and id(module) not in wanted:
-            return module
-        copy = made[id(module)] = _shallow(module)
-        copy._modules = children
-        copy.training = False
+        copy.__dict__["_modules"] = children
+        copy.__dict__["training"] = False
         if id(module) in wanted:
             copy.register_forward_hook(wanted[id(module)])
         copies.append((copy, module))
@@ -55,47 +59,108 @@ def twin(model: nn.Module, hooks: Mapping[str, Hook]) -> nn.Module:
     return stand_in
 
 
-def _shallow(module: nn.Module) -> nn.Module:
+def _shallow(module: nn.Module, made: dict[int, Any]) -> nn.Module:
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
     for name, value in module.__dict__.items():
         # Own dictionaries, shared contents: a forward that assigns to itself leaves no trace either.
-        if (name in ("_parameters", "_buffers") or "_hooks" in name) and isinstance(value, dict):
+        if (name == "_parameters" or "_hooks" in name) and isinstance(value, dict):
             copy.__dict__[name] = value.copy()
+    copy.__dict__["_buffers"] = {name: _own_tensor(value, made) for name, value in module._buffers.items()}
     copy.__dict__["_compiled_call_impl"] = None  # module.compile() would call the original, past our hooks
     return copy
 
 
-def _redirect(copy: nn.Module, module: nn.Module, made: Mapping[int, nn.Module]) -> None:
-    """Lets what the module keeps beside its registered parts (bound methods, lists of modules) lead to the copies."""
+def _own_tensor(value: Tensor | None, made: dict[int, Any]) -> Tensor | None:
+    if value is None:
+        return None
+    if id(value) not in made:
+        made[id(value)] = value.detach().clone()
+    return cast(Tensor, made[id(value)])
 
-    def led(value: Any, depth: int = 0) -> Any:
+
+def _redirect(copy: nn.Module, module: nn.Module, made: dict[int, Any]) -> None:
+    """Lets what the module keeps beside its registered parts lead to the copies.
+
+    That is: modules, plain tensors, bound methods, functions that enclose something, partials, lists, tuples, mappings,
+    and objects with attributes, at any depth. What leads to none of these stays as it is.
+    """
+    kept: list[Any] = []  # while it runs, no object's identity may be reused
+
+    def led(value: Any) -> Any:
+        if value is None or isinstance(value, _PLAIN):
+            return value
+        if id(value) in made:
+            return made[id(value)]
         if isinstance(value, nn.Module):
-            return made.get(id(value), value)
+            return value
+        if isinstance(value, Tensor):
+            return _own_tensor(value, made) if type(value) is Tensor else value
         if isinstance(value, MethodType):
-            owner = led(value.__self__, depth)
+            owner = led(value.__self__)
             return value if owner is value.__self__ else MethodType(value.__func__, owner)
-        if isinstance(value, partial):
-            return partial(
-                led(value.func), *map(led, value.args), **{key: led(one) for key, one in value.keywords.items()}
-            )
-        if depth < 3 and type(value) in (list, tuple):
-            parts = [led(one, depth + 1) for one in value]
-            return value if all(one is other for one, other in zip(parts, value, strict=True)) else type(value)(parts)
-        if depth < 3 and type(value) is dict:
-            items = {key: led(one, depth + 1) for key, one in value.items()}
-            return value if all(items[key] is value[key] for key in items) else items
-        return value
+        made[id(value)] = value  # something that holds itself
+        kept.append(value)
+        found = rebuilt(value)
+        made[id(value)] = found
+        return found
 
-    for name, value in module.__dict__.items():
-        if name not in _OWN:
+    def rebuilt(value: Any) -> Any:
+        if isinstance(value, partial):
+            parts = [led(one) for one in (value.func, *value.args)]
+            keywords = {key: led(one) for key, one in value.keywords.items()}
+            return partial(parts[0], *parts[1:], **keywords)
+        if isinstance(value, FunctionType):
+            cells = value.__closure__ or ()
+            contents = [(cell, led(cell.cell_contents)) for cell in cells if _filled(cell)]
+            if all(new is cell.cell_contents for cell, new in contents):
+                return value
+            exchanged = {id(cell): CellType(new) for cell, new in contents}
+            closure = tuple(exchanged.get(id(cell), cell) for cell in cells)
+            follower = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, closure)
+            follower.__kwdefaults__ = value.__kwdefaults__
+            return follower
+        if type(value) in (list, tuple, set, frozenset, deque):
+            if all(isinstance(one, _PLAIN) for one in value):
+                return value
+            parts = [led(one) for one in value]
+            return value if all(one is other for one, other in zip(parts, value, strict=True)) else type(value)(parts)
+        if isinstance(value, MutableMapping):
+            items = {key: led(one) for key, one in value.items()}
+            if all(items[key] is one for key, one in value.items()):
+                return value
+            other = copy_of(value)
+            other.update(items)
+            return other
+        inside = getattr(value, "__dict__", None)
+        if not isinstance(inside, dict) or type(value).__module__.partition(".")[0] in _FOREIGN:
+            return value
+        attributes = {key: led(one) for key, one in inside.items()}
+        if all(attributes[key] is one for key, one in inside.items()):
+            return value
+        other = copy_of(value)
+        other.__dict__.update(attributes)
+        return other
+
+    for name in module.__dict__.keys() - _OWN:
+        value = module.__dict__[name]
+        sizes = type(value) is tuple and all(type(one) is int for one in value)
+        if not sizes and not isinstance(value, _PLAIN):
             copy.__dict__[name] = led(value)
     replaced = module.__dict__.get("forward")
-    if replaced is not None and not isinstance(replaced, MethodType | partial):
+    if replaced is not None and copy.__dict__["forward"] is replaced:
         raise ModelError(
             f"the forward of a {type(module).__name__} was replaced by a function that can't be followed; "
             "write it as a class of its own" + (", or call model.eval() first" if module.training else "")
         )
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _eager(module: nn.Module) -> nn.Module:

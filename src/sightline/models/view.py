@@ -60,6 +60,8 @@ class View:
         ratio = self.resized[axis] / pixels
         at = (np.arange(pixels) + 0.5) * ratio - self.offset[axis]
         seen = (at >= 0) & (at < self.input[axis])
+        if not seen.any():  # the model saw less than a pixel's width; it is the nearest one
+            seen[np.abs(at - self.input[axis] / 2).argmin()] = True
         position = np.clip(at * (cells / self.input[axis]) - 0.5, 0, cells - 1)
         low = np.floor(position).astype(int)
         high = np.minimum(low + 1, cells - 1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,14 @@ from sightline.errors import WeightsError, did_you_mean
 
 MAX_BYTES = 20_000_000_000
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_MAX_PICKLE = 100_000_000
+# A file of before torch 1.6: magic number, protocol, system, contents, keys; the numbers follow.
+_LEGACY_PICKLES = 5
+_NEEDED = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(\w*tensor\w*|parameter|parameter_with_state)"
+    r"|torch\._tensor _rebuild_from_type_v2|torch\.nn\.parameter Parameter|torch (\w+Storage|Size|Tensor|device)"
+    r"|torch\.storage (UntypedStorage|TypedStorage)|torch (b?float\d+\w*|u?int\d+|bool)|torch\.serialization _get_layout"
+)
 
 
 def read_weights(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
@@ -109,10 +120,29 @@ def _shown(name: str) -> str:
 
 
 def _check_archive(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
+    """Refuses what is not a plain archive or stream of pickles as `torch.save` writes them, before torch opens it."""
+    with path.open("rb") as file:
+        # As torch decides; what comes after the end of an archive could make Python and torch read different ones.
+        is_archive = file.read(4) == b"PK\x03\x04"
+        if not is_archive:
+            file.seek(0)
+            if file.read(1) != b"\x80":
+                return  # no pickle either; torch says what it is
+            file.seek(0)
+            try:
+                for _ in range(_LEGACY_PICKLES):
+                    _check_pickle(file, path)
+            except WeightsError:
+                raise
+            except (ValueError, EOFError, KeyError, IndexError) as error:
+                raise WeightsError(f"{path} is no intact weights file: {error}") from error
+            return
+        file.seek(max(0, path.stat().st_size - 22))
+        if not file.read(4) == b"PK\x05\x06":
+            raise WeightsError(f"{path} is no intact weights file: the archive doesn't end where the file ends")
     try:
-        members = zipfile.ZipFile(path).infolist()
+        archive = zipfile.ZipFile(path)
+        members = archive.infolist()
     except Exception as error:  # a damaged table of contents makes the reader raise whatever it likes
         raise WeightsError(f"{path} is no intact weights file: {error}") from error
     names = [member.filename for member in members]
@@ -127,6 +157,34 @@ def _check_archive(path: Path) -> None:
         raise WeightsError(f"{path} is compressed, which no weights file written by torch.save is; it is not opened")
     if sum(member.file_size for member in members) > MAX_BYTES:
         raise WeightsError(f"{path} declares more than {MAX_BYTES:,} bytes")
+    with archive:
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                if member.file_size > _MAX_PICKLE:
+                    raise WeightsError(
+                        f"{path} holds {member.file_size:,} bytes of names; the limit is {_MAX_PICKLE:,}"
+                    )
+                try:
+                    _check_pickle(io.BytesIO(archive.read(member)), path)
+                except WeightsError:
+                    raise
+                except Exception as error:
+                    raise WeightsError(f"{path} is no intact weights file: {error}") from error
+
+
+def _check_pickle(stream: IO[bytes], path: Path) -> None:
+    """Reads one pickle without running it: it may name only what a dictionary of tensors is made of."""
+    with quiet():
+        operations = [(one.name, argument) for one, argument, _ in pickletools.genops(stream)]
+    for name, argument in operations:
+        # torch.save writes GLOBAL alone; the others could name anything.
+        if name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4") or (
+            name == "GLOBAL" and not _NEEDED.fullmatch(str(argument))
+        ):
+            raise WeightsError(
+                f"{path} holds code (a whole pickled module?), not only weights, and is not opened: it names "
+                f"'{_shown(str(argument))}'; save model.state_dict() instead, best as safetensors"
+            )
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Any]:

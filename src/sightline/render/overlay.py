@@ -82,9 +82,12 @@ def hatch(drawn: Image.Image, photo: Image.Image, values: Values) -> Image.Image
     height, width = unseen.shape
     period = max(6, min(height, width) // 28)
     diagonal = (np.arange(width)[None, :] + np.arange(height)[:, None]) % period
-    lines = Image.fromarray(np.where(diagonal < max(1, period // 9), 255, 0).astype(np.uint8))
+    thick = max(1, period // 9)
     pale = Image.blend(photo.convert("L").convert("RGB"), Image.new("RGB", photo.size, (225, 225, 225)), 0.6)
-    pale.paste((140, 140, 140), mask=lines)
+    # A dark line beside a light one shows on any grey.
+    for start, ink in ((0, (90, 90, 90)), (thick, (250, 250, 250))):
+        line = (diagonal >= start) & (diagonal < start + thick)
+        pale.paste(ink, mask=Image.fromarray(np.where(line, 255, 0).astype(np.uint8)))
     drawn = drawn.copy()
     drawn.paste(pale, mask=Image.fromarray(unseen))
     return drawn
@@ -116,11 +119,9 @@ def _contours(photo: Image.Image, values: Values, scale: float, signed: bool, co
     lines = contour_generator(columns, rows, np.ma.masked_invalid(shares))
     for level in [*(-one for one in reversed(_CONTOURS) if signed), *_CONTOURS]:
         colour = tuple(int(one) for one in colours[int(levels(np.array([level]), 1.0, signed)[0])])
-        # Dark under light, so that each line shows on any picture.
-        for thickness, ink in (
-            (width * 2, (0, 0, 0)),
-            (width, (255, 255, 255) if not signed and level < 0.5 else colour),
-        ):
+        # Light under dark and dark under light, so that each line shows on any picture, in the key's colour.
+        dark = sum(colour) < 300
+        for thickness, ink in ((width * 2, (255, 255, 255) if dark else (0, 0, 0)), (width, colour)):
             mask = Image.new("L", (photo.width * zoom, photo.height * zoom))
             pen = ImageDraw.Draw(mask)
             for line in lines.lines(level):

@@ -74,6 +74,8 @@ def percent(share: float) -> str:
     """A share or probability as people read it: 59 %, 2.3 %, under 0.1 %."""
     if share < 0.001:
         return "under 0.1 %"
+    if 0.995 <= share < 1:
+        return "over 99 %"
     return f"{share * 100:.0f} %" if share >= 0.095 else f"{share * 100:.1f} %"
 
 

@@ -1,0 +1,101 @@
+"""Writes docs/methods/*.md and the table in docs/methods.md from the registry: python docs/method_pages.py.
+
+A test keeps them equal to it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+from sightline import list_methods
+from sightline.methods import Method
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- table: python docs/method_pages.py -->\n", "<!-- end of table -->\n"
+COST = {
+    "activations": "one forward, shared with every other method of one pass",
+    "gradients": "one forward and one backward through the part behind the layer, shared with every other method of one pass",
+    "head": "one forward, and the part of the network behind the layer again",
+    "input": "many forwards: the whole network again for every question",
+    "model": "a few forwards and backwards through the whole network",
+}
+
+
+def file_name(name: str) -> str:
+    """grad-cam++ is grad-cam-plus-plus.md: a plus sign means a space in addresses."""
+    return name.replace("++", "-plus-plus") + ".md"
+
+
+def table() -> str:
+    lines = ["| method | shows | needs | class | signed | unit |", "|---|---|---|---|---|---|"]
+    for one in list_methods().values():
+        link = f"[{one.name}](methods/{file_name(one.name)})"
+        cells = [link, one.summary, one.needs, _yes(one.class_specific), _yes(one.signed), one.unit]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def page(one: Method) -> str:
+    """What the docstring says, under headings."""
+    parts = _sections(inspect.getdoc(one.function) or "")
+    lines = [f"# {one.name}", "", one.summary, ""]
+    if "Formula" in parts:
+        lines += ["## Definition", "", parts["Formula"], ""]
+    signed = (
+        "Signed: red (above 0) speaks for, blue (below 0) against."
+        if one.signed
+        else "Never negative: what is below 0 is cut."
+    )
+    unit = (
+        "in units of the score, comparable with other methods"
+        if one.unit == "score"
+        else "in a unit of its own, comparable with maps of the same method only"
+    )
+    specific = "" if one.class_specific else " It knows of no class: the map is the same whichever one is asked for."
+    lines += ["## How to read it", "", f"{signed} Values are {unit}.{specific}", ""]
+    lines += ["## Cost", "", f"{COST[one.needs].capitalize()}.", ""]
+    if one.options:
+        lines += ["## Options", ""]
+        about = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", parts.get("Args", ""), re.MULTILINE))
+        for name, default in one.options.items():
+            lines.append(f"- `{name}={default!r}`: {' '.join(about[name].split())}")
+        lines.append("")
+    if "Differs" in parts:
+        lines += ["## Where others differ", "", parts["Differs"][0].upper() + parts["Differs"][1:], ""]
+    lines += ["## Defined in", "", f"{one.reference}.", ""]
+    lines += ["## Try it", "", "```", f"sightline explain photo.jpg --method {one.name}", "```", ""]
+    return "\n".join(lines)
+
+
+def _sections(text: str) -> dict[str, str]:
+    """The paragraphs that begin with a heading and a colon; text goes on until the next one."""
+    found: dict[str, str] = {}
+    for block in re.split(r"\n(?=(?:Formula|Args|Differs):)", text)[1:]:
+        name, _, body = block.partition(":")
+        found[name] = body if name == "Args" else " ".join(body.split())
+    return found
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def pages() -> dict[str, str]:
+    """All pages by file name."""
+    return {file_name(one.name): page(one) for one in list_methods().values()}
+
+
+def main() -> None:
+    folder = HERE / "methods"
+    folder.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (folder / name).write_text(text, encoding="utf-8")
+    overview = HERE / "methods.md"
+    before, _, rest = overview.read_text(encoding="utf-8").partition(BEGIN)
+    overview.write_text(before + BEGIN + table() + END + rest.partition(END)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -169,11 +169,15 @@ class Heatmap:
 
 
 def share_scale(heatmaps: Sequence[Heatmap]) -> list[Heatmap]:
-    """The same maps on one scale, so that a weak one looks weak; methods with a unit of their own have their own scale."""
-    groups: dict[str, float] = {}
+    """The same maps on one scale, so that a weak one looks weak.
+
+    Methods with a unit of their own have their own scale, and so has each layer: a value is per cell, and cells of another grid
+    are of another size.
+    """
+    groups: dict[tuple[str, str], float] = {}
     for one in heatmaps:
-        groups[_unit(one)] = max(groups.get(_unit(one), 0.0), one.scale)
-    return [dataclasses.replace(one, scale=groups[_unit(one)]) for one in heatmaps]
+        groups[_group(one)] = max(groups.get(_group(one), 0.0), one.scale)
+    return [dataclasses.replace(one, scale=groups[_group(one)]) for one in heatmaps]
 
 
 def side_by_side(
@@ -194,13 +198,14 @@ def side_by_side(
         tile = Tile(_tile(one, style, colormap), title, f"{note}, highest {one.evidence:.3g}")
         rows.setdefault(f"{one.image} {one.method} {one.layer}", []).append(tile)
     lines = list(rows.values())
-    if len(heatmaps) > 3 and all(len(line) == 1 for line in lines):  # one target, many methods: not a tower
-        flat = [line[0] for line in lines]
-        lines = [flat[start : start + 3] for start in range(0, len(flat), 3)]
     first = shown[0]
-    if len(photos) == 1:
+    if len(heatmaps) > 3 and all(len(line) == 1 for line in lines):  # one target, many maps: not a tower
+        flat = [line[0] for line in lines]
+        if len(photos) == 1:
+            flat.insert(0, Tile(first._small()[0], "photograph", first._size_note()))
+        lines = [flat[start : start + 4] for start in range(0, len(flat), 4)]
+    elif len(photos) == 1:
         lines[0].insert(0, Tile(first._small()[0], "photograph", first._size_note()))
-    keys = {((_unit(one), one.signed) if same_scale else id(one)): one for one in shown}
     says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:3])
     grids = sorted({f"{one.raw.shape[0]}x{one.raw.shape[1]}" for one in shown})
     return sheet(
@@ -210,14 +215,14 @@ def side_by_side(
             *([f"The model says: {says}"] if len(photos) == 1 else []),
             f"Model {first.model}; grid {' and '.join(grids)}, upsampled; "
             + (
-                "maps in the same unit share one scale"
+                "maps in the same unit at one layer share one scale"
                 if same_scale
                 else "each map is stretched to its own maximum: strengths do not compare"
             ),
             *_about_style(style),
         ],
-        warnings=list(dict.fromkeys(warning for one in shown for warning in one.warnings)),
-        keys=[_key(one, colormap) for one in keys.values()],
+        warnings=cautions(shown),
+        keys=_keys(shown, same_scale, colormap),
     )
 
 
@@ -395,8 +400,39 @@ def _about_style(style: str) -> list[str]:
     return [says[style]] if style in says else []
 
 
-def _unit(one: Heatmap) -> str:
-    return "score" if one.unit == "score" else one.method
+def _group(one: Heatmap) -> tuple[str, str]:
+    """What can share a scale."""
+    return ("score" if one.unit == "score" else one.method), one.layer
+
+
+def _keys(shown: Sequence[Heatmap], same_scale: bool, colormap: str | None) -> list[Key]:
+    found = {((*_group(one), one.signed) if same_scale else id(one)): one for one in shown}
+    if len(found) <= 3:
+        return [_key(one, colormap) for one in found.values()]
+    label = "share of the highest value" + (
+        ", one for each method's unit and layer" if same_scale else ", one for each map"
+    )
+    return [
+        Key(-1.0 if signed else 0.0, 1.0, label, signed, colormap) for signed in sorted({one.signed for one in shown})
+    ]
+
+
+def cautions(shown: Sequence[Heatmap], most: int = 10) -> list[str]:
+    """What is said of all maps, then what is said of some, with their names; not endless."""
+    said: dict[str, list[Heatmap]] = {}
+    for one in shown:
+        for warning in one.warnings:
+            said.setdefault(warning, []).append(one)
+    general = [warning for warning, about in said.items() if len(about) == len(shown)]
+    layers = _layers(shown) > 1
+    special = [
+        f"{', '.join(dict.fromkeys(f'{one.method} at {one.layer}' if layers else one.method for one in about))}: {warning}"
+        for warning, about in said.items()
+        if len(about) < len(shown)
+    ]
+    found = general + special
+    more = [f"and {len(found) - most} more, in manifest.json"] if len(found) > most else []
+    return found[:most] + more
 
 
 def _key(one: Heatmap, colormap: str | None) -> Key:

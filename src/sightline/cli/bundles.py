@@ -171,6 +171,7 @@ def name_folders(images: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _say(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
+    from sightline.heatmap import cautions
     from sightline.render.panel import percent
 
     first = found[0]
@@ -181,7 +182,7 @@ def _say(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
         say(
             f"  {one.method} for {plain(one.label)}: strongest at x {one.peak[0]}, y {one.peak[1]} (layer {one.layer}, {one.raw.shape[0]}x{one.raw.shape[1]})"
         )
-    for warning in dict.fromkeys(warning for one in found for warning in one.warnings):
+    for warning in cautions(found):
         say(f"  note: {plain(warning)}")
     say(f"  picture: {plain(place / 'panel.png')}")
 

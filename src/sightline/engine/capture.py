@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from sightline.engine.targets import Asked, score_of
 from sightline.errors import LayerError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.layers import choose, grid_of, only_grid
 from sightline.models.twin import submodule, twin
+
+Joint = Tensor | GradientEdge
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,7 @@ class Capture:
         output: what the model returned, as `Adapter.logits` gives it; still joined to the layer by the graph.
         gradients: d score / d activations, (B, C, h, w); None until a target was asked for.
         scores: the target's score of each image, (B,); None likewise.
-        joint: the layer's output in the graph of `output`.
+        joint: the layer's output in the graph of `output`: the leaf where the graph begins, or a later place in it.
         finite: (stage, which images are free of NaN and infinity there (B,)), stage after stage.
     """
 
@@ -46,7 +49,7 @@ class Capture:
     output: Any
     gradients: Tensor | None = None
     scores: Tensor | None = None
-    joint: Tensor | None = None
+    joint: Joint | None = None
     finite: tuple[tuple[str, Tensor], ...] = ()
 
 
@@ -78,8 +81,8 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]
         LayerError: the score doesn't depend on the layer.
     """
     batch = len(captures[0].activations)
-    joints = [joint_of(one) for one in captures]
-    with isolated(joints[0]), torch.enable_grad():
+    joints: list[Any] = [joint_of(one) for one in captures]
+    with isolated(captures[0].activations), torch.enable_grad():
         scores = score_of(asked, captures[0].output, batch)
         if not scores.requires_grad:
             raise TargetError(
@@ -160,14 +163,14 @@ def _default_layer(adapter: Adapter, x: Tensor) -> str:
 
 def _forward(
     adapter: Adapter, x: Tensor, names: Sequence[str], trunk_graph: bool
-) -> tuple[dict[str, Tensor], Any, Tensor]:
+) -> tuple[dict[str, tuple[Tensor, Joint]], Any, Tensor]:
     for name in names:
         if name in adapter.folded:
             raise LayerError(
                 f"the output of layer {name!r} is gone: its batch norm was folded into it. Ask for the norm's layer, "
                 f"or load with sightline.load_model({adapter.name!r}, for_layer={name!r})"
             )
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, tuple[Tensor, Joint]] = {}
     calls: dict[str, int] = dict.fromkeys(names, 0)
 
     def tap(name: str) -> Callable[[Any, Any, Any], Any]:
@@ -177,18 +180,19 @@ def _forward(
             if grid is None:
                 return output  # said below, once the forward is over
             if grid.requires_grad and torch.is_grad_enabled():
-                kept = grid.clone()  # a later layer: already inside the graph
-            else:
-                kept = grid.detach().requires_grad_()
-                torch.set_grad_enabled(True)  # undone at the end of the block below
-            seen[name] = kept
+                # A later layer, already inside the graph: its place there, as it is now, and its values.
+                seen[name] = (grid.detach().clone(), get_gradient_edge(grid))
+                return output
+            torch.set_grad_enabled(True)  # undone at the end of the block below
             if any(one is grid for one in args):
                 # The layer hands its input on (works in place, does nothing), and whoever else holds that tensor must
                 # come to depend on what was kept, too.
-                if kept.is_leaf:
-                    seen[name] = kept = grid.detach().clone().requires_grad_()
+                kept = grid.detach().clone().requires_grad_()
+                seen[name] = (kept.detach(), kept)
                 grid.copy_(kept)
                 return output
+            kept = grid.detach().requires_grad_()
+            seen[name] = (kept.detach(), kept)
             return with_grid(output, kept.clone())
 
         return hook
@@ -233,19 +237,19 @@ def _versions(module: Any) -> list[int]:
     return [buffer._version for buffer in module.buffers() if not buffer.is_inference()]
 
 
-def _captured(adapter: Adapter, name: str, seen: dict[str, Tensor], output: Any, x: Tensor) -> Capture:
-    joint = seen.get(name)
-    if joint is None or grid_of(tuple(joint.shape), tuple(x.shape)) is None:
-        got = f"shape {tuple(joint.shape)}" if joint is not None else "no single (B, C, h, w) tensor"
+def _captured(adapter: Adapter, name: str, seen: dict[str, tuple[Tensor, Joint]], output: Any, x: Tensor) -> Capture:
+    values, joint = seen.get(name, (None, None))
+    if values is None or grid_of(tuple(values.shape), tuple(x.shape)) is None:
+        got = f"shape {tuple(values.shape)}" if values is not None else "no single (B, C, h, w) tensor"
         raise LayerError(
             f"layer {name!r} of {adapter.name} gives no grid larger than 1 x 1 ({got} from an input of {tuple(x.shape)}); "
             "choose another layer or a larger input: sightline layers MODEL"
         )
-    finite = (("the input", finite_images(x)), (f"the activations of layer {name!r}", finite_images(joint)))
-    return Capture(name, x, joint.detach(), output, joint=joint, finite=finite)
+    finite = (("the input", finite_images(x)), (f"the activations of layer {name!r}", finite_images(values)))
+    return Capture(name, x, values, output, joint=joint, finite=finite)
 
 
-def joint_of(one: Capture) -> Tensor:
+def joint_of(one: Capture) -> Joint:
     """The layer's output in the graph of the capture, or a `LayerError` where it was cut off."""
     if one.joint is None:
         raise LayerError(f"the capture of {one.layer!r} was cut from its graph; capture again")

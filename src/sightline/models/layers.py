@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
@@ -60,7 +61,13 @@ def candidates(model: nn.Module, x: Tensor) -> list[Layer]:
         best: Layer | None = _chosen(model, events)
     except LayerError:
         best = None
-    found = [_layer(event) for event in events if event.is_grid and not event.is_final and event.name]
+    # Of a layer that runs several times in one forward no map is made: it would be ambiguous.
+    runs = Counter(event.name for event in events)
+    found = [
+        _layer(event)
+        for event in events
+        if event.is_grid and not event.is_final and event.name and runs[event.name] == 1
+    ]
     return [best if best and layer.name == best.name else layer for layer in found]
 
 
@@ -76,7 +83,12 @@ def sweep(model: nn.Module, x: Tensor, without: Collection[str] = (), most: int 
     Raises:
         LayerError: no layer gives a grid.
     """
-    found = [one for one in candidates(model, x) if one.name.count(".") < 2 and one.name not in without]
+    passive = tuple(kind.__name__ for kind in _PASSIVE)
+    found = [
+        one
+        for one in candidates(model, x)
+        if one.name.count(".") < 2 and one.name not in without and one.kind not in passive
+    ]
     ends = {
         other.name for one, other in pairwise(found) if one.name.startswith(f"{other.name}.") and one.grid == other.grid
     }
@@ -162,8 +174,9 @@ def _run(model: nn.Module, x: Tensor) -> list[_Event]:
 
 def _chosen(model: nn.Module, events: list[_Event]) -> Layer:
     last = None
+    runs = Counter(event.name for event in events)
     for index, event in enumerate(events):
-        if isinstance(event.module, nn.Conv2d) and event.is_grid and not event.is_final:
+        if isinstance(event.module, nn.Conv2d) and event.is_grid and not event.is_final and runs[event.name] == 1:
             last = index
     if last is None:
         raise LayerError(
@@ -185,7 +198,8 @@ def _chosen(model: nn.Module, events: list[_Event]) -> Layer:
     ends = [
         event
         for event in events[last:]
-        if event.is_grid and not event.is_final and event.shape[2:] == grid and not isinstance(event.module, _PASSIVE)
+        if event.is_grid and not event.is_final and event.shape[2:] == grid
+        if runs[event.name] == 1 and not isinstance(event.module, _PASSIVE)
     ]
     layer = _layer(ends[-1])
     reason = f"the last {grid[0]}x{grid[1]} grid before pooling, {layer.channels} channels ({layer.kind})"

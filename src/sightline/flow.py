@@ -99,9 +99,9 @@ def compare(
     Returns:
         One `Heatmap` for each method, layer and target: all targets of the first method at the first layer, ...
     """
-    chosen = [find(name) for name in (one_pass() if methods is None else methods)]
     if not isinstance(targets, list | tuple) or isinstance(methods, str):
         raise ModelError("methods and targets of compare are lists, such as ['grad-cam'] and ['tabby', None]")
+    chosen = [find(name) for name in (one_pass() if methods is None else methods)]
     if not chosen or not targets:
         raise ModelError("nothing to compare: give at least one method and one target")
     check_options(chosen, options or {})

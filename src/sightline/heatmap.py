@@ -426,7 +426,9 @@ def cautions(shown: Sequence[Heatmap], most: int = 10) -> list[str]:
     general = [warning for warning, about in said.items() if len(about) == len(shown)]
     layers = _layers(shown) > 1
     special = [
-        f"{', '.join(dict.fromkeys(f'{one.method} at {one.layer}' if layers else one.method for one in about))}: {warning}"
+        warning
+        if (not layers and warning.startswith(about[0].method)) or " the same map here" in warning
+        else f"{', '.join(dict.fromkeys(f'{one.method} at {one.layer}' if layers else one.method for one in about))}: {warning}"
         for warning, about in said.items()
         if len(about) < len(shown)
     ]

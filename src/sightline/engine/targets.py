@@ -214,11 +214,11 @@ def _checked(function: Target, output: Any, batch: int) -> Tensor:
         raise TargetError(f"the target gave {got}; expected one score per image, a tensor of shape ({batch},)")
     if batch > 1 and isinstance(output, Tensor) and output.dim() == 2 and output.requires_grad:
         leaf = output.detach().requires_grad_()
-        first = function(leaf)[0]
-        if first.requires_grad:
-            (moved,) = torch.autograd.grad(first, leaf, allow_unused=True)
-            if moved is not None and moved[1:].any():
+        last = function(leaf)[-1]
+        if last.requires_grad:
+            (moved,) = torch.autograd.grad(last, leaf, allow_unused=True)
+            if moved is not None and moved[:-1].any():
                 raise TargetError(
-                    "the target mixes images: the first one's score depends on the others. Take a column, output[:, k], not a row"
+                    "the target mixes images: the last one's score depends on the others. Take a column, output[:, k], not a row"
                 )
     return score

@@ -25,7 +25,7 @@ def _weighted(weights: Tensor, a: Tensor) -> Tensor:
     return torch.einsum("c,bchw->bhw", weights.to(a), a)
 
 
-@method("cam", needs="head", signed=True, reference="Zhou et al. 2016, arXiv:1512.04150, eq. 2")
+@method("cam", needs="head", signed=True, unit="own", reference="Zhou et al. 2016, arXiv:1512.04150, eq. 2")
 def cam(capture: Capture, probe: Probe) -> Tensor:
     """The original: the class's own weights on the last feature maps. Only for networks that end in pooling and one linear layer.
 
@@ -54,6 +54,7 @@ def cam(capture: Capture, probe: Probe) -> Tensor:
 @method(
     "ablation-cam",
     needs="head",
+    unit="own",
     reference="Desai and Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360",
 )
 def ablation_cam(capture: Capture, probe: Probe) -> Tensor:
@@ -234,7 +235,7 @@ def _stretched(masks: Tensor) -> Tensor:
     return (masks - low) / torch.where(high > low, high - low, 1)
 
 
-@method("shapley-cam", needs="head", reference="Cai 2025, arXiv:2501.06261; the authors' ShapleyCAM_mean")
+@method("shapley-cam", needs="head", unit="own", reference="Cai 2025, arXiv:2501.06261; the authors' ShapleyCAM_mean")
 def shapley_cam(capture: Capture, probe: Probe, *, rest: bool = True) -> Tensor:
     """Grad-CAM with the score's curvature taken into account: each channel's share by its Shapley value, to second order.
 

@@ -21,7 +21,7 @@ from sightline.methods.factorise import factorise
 from sightline.methods.notices import floor, notices, same_map
 from sightline.methods.registry import ONE_PASS, Function, Method, check_options, find, one_pass, run
 from sightline.models.adapter import Adapter, adapt, like_weights
-from sightline.models.layers import sweep
+from sightline.models.layers import NOT_ALL, sweep
 from sightline.models.load import load_model
 from sightline.models.view import View
 from sightline.render.panel import percent
@@ -360,6 +360,8 @@ def _heatmap(
             is_probability=getattr(asked.score, "is_probability", False),
         )
     said += _about_prediction(asked, predictions, captured)
+    if captured.layer == adapter.layer and adapter.layer_reason.endswith(NOT_ALL):
+        said.append(f"layer {captured.layer} was chosen, but {NOT_ALL}: evidence that goes past it is missing here")
     if view.seen_share() < 0.25:
         said.append(
             f"the model saw only {percent(view.seen_share())} of the photograph; the rest was cut off before it"

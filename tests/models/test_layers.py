@@ -5,13 +5,16 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import sightline
+from conftest import seeded
 from sightline.errors import LayerError, ModelError
 from sightline.models.adapter import Adapter
-from sightline.models.layers import candidates, choose, grid_of, only_grid
+from sightline.models.layers import NOT_ALL, candidates, choose, grid_of, only_grid
 from sightline.models.load import build, load_model, sample_input
 
 # The smallest member of each family of convolutional classifiers, its layer, and the layer's grid.
@@ -245,3 +248,66 @@ def test_a_grid_has_the_proportions_of_its_input(shape: tuple[int, ...], grid: t
 )
 def test_the_grid_in_a_layers_output_is_found_where_there_is_one(output: Any, found: bool) -> None:
     assert (only_grid(output) is X) == found
+
+
+class Gated(nn.Module):
+    """Its last convolution makes a gate of one channel, which is multiplied in outside of any module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.act = nn.ReLU()
+        self.gate = nn.Conv2d(8, 1, 3, 1, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x))
+        return self.head((x * self.gate(x).sigmoid()).mean(dim=(2, 3)))
+
+
+class Summed(nn.Module):
+    """A residual sum that is no module's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.act = nn.ReLU()
+        self.branch = nn.Conv2d(8, 8, 3, 1, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x))
+        return self.head((self.branch(x) + x).mean(dim=(2, 3)))
+
+
+class Towers(nn.Module):
+    """Two towers from the picture on: no layer carries both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 8, 3, 2, 1)
+        self.right = nn.Conv2d(3, 8, 3, 2, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.left(x), self.right(x)], dim=1).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("build", [Gated, Summed])
+def test_the_chosen_layer_carries_all_that_reaches_the_output(build: Any) -> None:
+    layer, reason = choose(seeded(build), torch.rand(1, 3, 32, 32))
+    assert layer == "act"
+    assert "all that reaches the output goes through" in reason
+
+
+def test_a_network_that_no_layer_carries_says_so_in_its_result() -> None:
+    def to_tensor(photo: Any) -> Tensor:
+        return torch.from_numpy(np.array(photo.resize((32, 32)))).permute(2, 0, 1).float() / 255
+
+    adapter = sightline.adapt(seeded(Towers), preprocess=to_tensor)
+    assert adapter.layer == "right"
+    assert NOT_ALL in adapter.layer_reason
+    found = sightline.explain(np.zeros((40, 40, 3), np.uint8), adapter, target=1)
+    assert any(NOT_ALL in warning for warning in found.warnings)
+    given = sightline.adapt(seeded(Towers), preprocess=to_tensor, layers=["left"])
+    assert not any(NOT_ALL in warning for warning in sightline.explain(np.zeros((40, 40, 3), np.uint8), given).warnings)

@@ -7,7 +7,6 @@ as do further targets of the same images.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from sightline.engine.targets import Asked, score_of
 from sightline.errors import LayerError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
-from sightline.models.layers import choose, grid_of, only_grid
+from sightline.models.layers import choose, grid_of, only_grid, tensors_of, with_grid
 from sightline.models.twin import submodule, twin
 
 Joint = Tensor | GradientEdge
@@ -67,7 +66,7 @@ def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,))
     with isolated(x):
         names = [name or _default_layer(adapter, x) for name in layers]
         seen, output, x = _forward(adapter, x.detach(), names, trunk_graph=False)
-        if not any(joint.requires_grad for joint in _tensors(output)):
+        if not any(joint.requires_grad for joint in tensors_of(output)):
             # The model switches gradients off in a part of itself (a frozen backbone): begin outside of that.
             seen, output, x = _forward(adapter, x, names, trunk_graph=True)
     return [_captured(adapter, name, seen, output, x) for name in names]
@@ -254,25 +253,3 @@ def joint_of(one: Capture) -> Joint:
     if one.joint is None:
         raise LayerError(f"the capture of {one.layer!r} was cut from its graph; capture again")
     return one.joint
-
-
-def with_grid(output: Any, grid: Tensor) -> Any:
-    """A layer's output with its one grid exchanged."""
-    if isinstance(output, Tensor):
-        return grid
-    original = only_grid(output)
-    if isinstance(output, dict):
-        changed = copy.copy(output)
-        changed.update({key: grid for key, part in output.items() if part is original})
-        return changed
-    parts = [grid if part is original else part for part in output]
-    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if hasattr(output, "__dict__") and not isinstance(output, dict | tuple | list):
-        output = vars(output)
-    parts = list(output.values()) if isinstance(output, dict) else output
-    return [tensor for part in parts for tensor in _tensors(part)] if isinstance(parts, tuple | list) else []

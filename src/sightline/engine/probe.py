@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.engine.capture import Capture, capture, check_input, isolated, joint_of, toward, with_grid
+from sightline.engine.capture import Capture, capture, check_input, isolated, joint_of, toward
 from sightline.engine.decompose import Parts, decompose
 from sightline.engine.targets import Asked, Target, TargetSpec, resolve, score_of
 from sightline.errors import ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
-from sightline.models.layers import only_grid, stages
+from sightline.models.layers import only_grid, stages, with_grid
 from sightline.models.twin import twin
 
 # How much larger than its input a network's widest pair of layers is at most (VGG: 43), and than a grid its head's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from sightline.models.twin import twin
 
 # Modules that hand on what they were given; naming one of them as "the layer" explains nothing.
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_TRIES = 8
+NOT_ALL = "not all that reaches the output goes through it"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class _Event:
 
 
 def choose(model: nn.Module, x: Tensor) -> tuple[str, str]:
-    """The last grid that still has the resolution of the last convolution, and the reason in words.
+    """The last grid that still has the resolution of the last convolution and carries all that follows, and the reason.
 
     A pooling after the last convolution is not crossed (in VGG the map stays 14 x 14), what follows it without
     changing the grid (norm, activation, residual sum) is included, and the outermost module that ends there is named.
@@ -50,7 +53,7 @@ def choose(model: nn.Module, x: Tensor) -> tuple[str, str]:
     Raises:
         LayerError: no convolution gives a grid near the output, as in transformers.
     """
-    layer = _chosen(model, _run(model, x))
+    layer = _chosen(model, _run(model, x), x)
     return layer.name, layer.reason
 
 
@@ -58,7 +61,7 @@ def candidates(model: nn.Module, x: Tensor) -> list[Layer]:
     """Every layer that gives a grid larger than 1 x 1, in the order of the computation; the default one marked."""
     events = _run(model, x)
     try:
-        best: Layer | None = _chosen(model, events)
+        best: Layer | None = _chosen(model, events, x)
     except LayerError:
         best = None
     # Of a layer that runs several times in one forward no map is made: it would be ambiguous.
@@ -172,7 +175,7 @@ def _run(model: nn.Module, x: Tensor) -> list[_Event]:
     ]
 
 
-def _chosen(model: nn.Module, events: list[_Event]) -> Layer:
+def _chosen(model: nn.Module, events: list[_Event], x: Tensor) -> Layer:
     last = None
     runs = Counter(event.name for event in events)
     for index, event in enumerate(events):
@@ -195,15 +198,43 @@ def _chosen(model: nn.Module, events: list[_Event]) -> Layer:
             f"the last convolution of {type(model).__name__} ({events[last].name!r}) stands near its input, so most of the model "
             "works on tokens: no layer near the output is a (B, C, h, w) grid, and token grids are not supported yet"
         )
-    ends = [
+    fit = [
         event
-        for event in events[last:]
-        if event.is_grid and not event.is_final and event.shape[2:] == grid
-        if runs[event.name] == 1 and not isinstance(event.module, _PASSIVE)
+        for event in events
+        if event.is_grid and not event.is_final and event.name and runs[event.name] == 1
+        if not isinstance(event.module, _PASSIVE)
     ]
-    layer = _layer(ends[-1])
-    reason = f"the last {grid[0]}x{grid[1]} grid before pooling, {layer.channels} channels ({layer.kind})"
+    ends = [event for event in fit if event in events[last:] and event.shape[2:] == grid]
+    before = [event for event in fit if event not in ends]
+    # The nearest layer that carries all that reaches the output; a gate, or one branch of several, does not.
+    tried = [*reversed(ends), *reversed(before)][:_TRIES]
+    whole = next((event for event in tried if _carries_all(model, event.name, x)), None)
+    layer = _layer(whole or ends[-1])
+    h, w = layer.grid
+    reason = f"the last {h}x{w} grid before pooling, {layer.channels} channels ({layer.kind})"
+    if whole is None:
+        reason += f"; {NOT_ALL}"
+    elif whole is not ends[-1]:
+        reason = f"the last layer that all that reaches the output goes through: {h}x{w}, {layer.channels} channels ({layer.kind})"
     return Layer(layer.name, layer.kind, layer.channels, layer.grid, chosen=True, reason=reason)
+
+
+def _carries_all(model: nn.Module, name: str, x: Tensor) -> bool:
+    """Whether the output no longer depends on the input once this layer's grid is silenced; True where it can't be tried."""
+
+    def silence(_module: nn.Module, _args: Any, output: Any) -> Any:
+        grid = only_grid(output)
+        return output if grid is None else with_grid(output, torch.zeros_like(grid))
+
+    two = torch.cat([x[:1], 0.5 - x[:1].flip(3)])
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            found = [one for one in tensors_of(twin(model, {name: silence})(two)) if len(one) == 2]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return True  # takes one image alone; the capture itself will say what is wrong, if anything is
+    return all(torch.allclose(one[0], one[1], rtol=1e-4, atol=1e-6, equal_nan=True) for one in found)
 
 
 def _layer(event: _Event) -> Layer:
@@ -220,3 +251,26 @@ def only_grid(output: Any) -> Tensor | None:
         if len(found) == 1:
             return found[0]
     return None
+
+
+def with_grid(output: Any, grid: Tensor) -> Any:
+    """A layer's output with its one grid exchanged."""
+    if isinstance(output, Tensor):
+        return grid
+    original = only_grid(output)
+    if isinstance(output, dict):
+        changed = copy.copy(output)
+        changed.update({key: grid for key, part in output.items() if part is original})
+        return changed
+    parts = [grid if part is original else part for part in output]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Every tensor in a model's output."""
+    if isinstance(output, Tensor):
+        return [output]
+    if hasattr(output, "__dict__") and not isinstance(output, dict | tuple | list):
+        output = vars(output)
+    parts = list(output.values()) if isinstance(output, dict) else output
+    return [tensor for part in parts for tensor in tensors_of(part)] if isinstance(parts, tuple | list) else []

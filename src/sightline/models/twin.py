@@ -7,7 +7,7 @@ threads can work on one model, because none of them changes it.
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, MutableMapping
 from copy import copy as copy_of
 from functools import partial
@@ -22,6 +22,8 @@ from sightline.errors import LayerError, ModelError, did_you_mean
 # What nn.Module itself keeps; handled by name.
 _OWN = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 
+_HOOKS = tuple(name for name, value in nn.Module().__dict__.items() if "_hooks" in name and isinstance(value, dict))
+_READERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PLAIN = (str, int, float, complex, type, ModuleType, torch.dtype, torch.device, torch.Size)
 # Objects of these packages lead to no module of the user's, or are not ours to copy.
 _FOREIGN = (sys.stdlib_module_names | {"torch", "numpy"}) - {"types", "argparse", "dataclasses", "__main__"}
@@ -61,13 +63,18 @@ def twin(model: nn.Module, hooks: Mapping[str, Hook]) -> nn.Module:
 
 def _shallow(module: nn.Module, made: dict[int, Any]) -> nn.Module:
     copy = object.__new__(type(module))
-    copy.__dict__.update(module.__dict__)
-    for name, value in module.__dict__.items():
-        # Own dictionaries, shared contents: a forward that assigns to itself leaves no trace either.
-        if (name == "_parameters" or "_hooks" in name) and isinstance(value, dict):
-            copy.__dict__[name] = value.copy()
-    copy.__dict__["_buffers"] = {name: _own_tensor(value, made) for name, value in module._buffers.items()}
-    copy.__dict__["_compiled_call_impl"] = None  # module.compile() would call the original, past our hooks
+    inside = copy.__dict__
+    inside.update(module.__dict__)
+    # Own dictionaries, shared contents: a forward that assigns to itself leaves no trace either.
+    inside["_parameters"] = inside["_parameters"].copy()
+    for name in _HOOKS:
+        if (hooks := inside.get(name)) is not None:
+            inside[name] = hooks.copy() if hooks else OrderedDict()
+    if type(module) in _READERS:  # which in evaluation mode read their buffers only
+        inside["_buffers"] = inside["_buffers"].copy()
+    else:
+        inside["_buffers"] = {name: _own_tensor(value, made) for name, value in inside["_buffers"].items()}
+    inside["_compiled_call_impl"] = None  # module.compile() would call the original, past our hooks
     return copy
 
 
@@ -144,7 +151,7 @@ def _redirect(copy: nn.Module, module: nn.Module, made: dict[int, Any]) -> None:
 
     for name in module.__dict__.keys() - _OWN:
         value = module.__dict__[name]
-        sizes = type(value) is tuple and all(type(one) is int for one in value)
+        sizes = type(value) in (tuple, list) and all(type(one) is int for one in value)
         if not sizes and not isinstance(value, _PLAIN):
             copy.__dict__[name] = led(value)
     replaced = module.__dict__.get("forward")

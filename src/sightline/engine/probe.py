@@ -149,7 +149,7 @@ def probe(
         found = []
         for part in images.split(batch):
             (one,) = capture(adapter, part, [layer])
-            found.append(dataclasses.replace(toward([one], [asked] * len(part))[0], output=None, joint=None))
+            found.append(dataclasses.replace(toward([one], [asked] * len(part))[0], output=None, joint=None, latest={}))
         return found[0] if len(found) == 1 else _joined(found)
 
     def other(picture: Tensor) -> tuple[Capture, Probe]:

@@ -200,9 +200,25 @@ def test_side_by_side_of_many_methods_is_no_tower() -> None:
     assert drawn.height < 2 * drawn.width
 
 
-def test_side_by_side_says_each_warning_once(drawn: list[dict[str, Any]]) -> None:
+def test_side_by_side_says_each_warning_once_and_of_which_map(drawn: list[dict[str, Any]]) -> None:
     side_by_side([heatmap(), heatmap(method="layer-cam", warnings=("the model is not sure", "another"))])
-    assert drawn[0]["warnings"] == ["the model is not sure", "another"]
+    assert drawn[0]["warnings"] == ["the model is not sure", "layer-cam: another"]
+
+
+def test_side_by_side_does_not_say_more_than_a_person_reads(drawn: list[dict[str, Any]]) -> None:
+    many = [heatmap(method=f"method-{number}", warnings=(f"doubt {number}",)) for number in range(15)]
+    side_by_side(many)
+    assert len(drawn[0]["warnings"]) == 11
+    assert drawn[0]["warnings"][-1] == "and 5 more, in manifest.json"
+
+
+def test_layers_have_a_scale_each_and_one_key_for_all(drawn: list[dict[str, Any]]) -> None:
+    shown = share_scale([heatmap(layer=f"layer{number}", scale=float(number)) for number in range(1, 6)])
+    assert [one.scale for one in shown] == [1, 2, 3, 4, 5]
+    side_by_side(shown)
+    (key,) = drawn[0]["keys"]
+    assert (key.low, key.high) == (0, 1)
+    assert "share of the highest value" in key.label
 
 
 def test_nothing_to_draw_or_save_is_refused(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Concepts:
             Tile(_painted(photo, placed), "each place in the colour of its strongest concept"),
         ]
         for number, (one, classes) in enumerate(zip(placed, self.evoked, strict=True)):
-            says = ", ".join(f"{evoked.label} {evoked.rise:+.2g}" for evoked in classes)
+            says = ", ".join(f"{evoked.label} {evoked.rise:+.2g}" for evoked in classes) or "no class"
             tiles.append(Tile(_painted(photo, [one], number), f"concept {number + 1}", f"alone it raises: {says}"))
         says = ", ".join(f"{label} {percent(share)}" for label, share in self.predictions[:3])
         grid = f"{self.maps.shape[1]}x{self.maps.shape[2]}"

@@ -15,7 +15,7 @@ from sightline.engine.capture import Capture, check_input, finite_images, of_ima
 from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB, Progress, probe
 from sightline.engine.targets import Asked, TargetSpec, are_independent, is_normalised, per_image, probabilities, table
-from sightline.errors import ModelError, NonFiniteError, SightlineError
+from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError, SightlineError
 from sightline.heatmap import Heatmap, Prediction, share_scale
 from sightline.methods.factorise import factorise
 from sightline.methods.notices import floor, notices, same_map
@@ -108,6 +108,10 @@ def compare(
     adapter = _adapter(model)
     photo, meta = read_image(image)
     x, view = _input(adapter, photo)
+    if not isinstance(layer, str | None) and not layer:
+        raise LayerError("layer is an empty list; name one, or leave it out")
+    if layer == "all" and fuse:
+        raise LayerError("a sweep over all layers is for compare, side by side; name the layers to fuse")
     names = (
         sweep(adapter.module, x, adapter.folded)
         if layer == "all"
@@ -120,15 +124,26 @@ def compare(
     asked = [per_image(target, adapter, seen[0].output, 1) for target in targets]
     gradients = any(one.needs != "activations" for one in chosen)
     captures = [toward(seen, one) if gradients else seen for one in asked]
-    found = []
+    found: list[Heatmap] = []
+    left_out: list[str] = []
     for one in chosen:
         taken = {name: value for name, value in (options or {}).items() if name in one.options}
         for group in _groups(len(seen), fuse):
             for of_target, target in zip(captures, asked, strict=True):
                 here = [of_target[index] for index in group]
                 notes: list[str] = []
-                maps = [_map(one, adapter, capture, target, taken, memory_mb, progress, notes) for capture in here]
+                try:
+                    maps = [_map(one, adapter, capture, target, taken, memory_mb, progress, notes) for capture in here]
+                except MethodError as error:
+                    if len(chosen) == 1:
+                        raise
+                    left_out.append(f"{one.name} is left out: {error}")
+                    continue
                 found.append(_heatmap(one, adapter, photo, meta, view, here, target[0], maps, predictions, notes))
+    if not found:
+        raise MethodError("; ".join(left_out))
+    if left_out:
+        found[0] = dataclasses.replace(found[0], warnings=(*found[0].warnings, *dict.fromkeys(left_out)))
     return share_scale(_mark_equal(found)) if same_scale else _mark_equal(found)
 
 
@@ -169,6 +184,8 @@ def attribute(
         seen = [x]
     else:
         check_input(x)
+        if not isinstance(layer, str | None) and not layer:
+            raise LayerError("layer is an empty list; name one, or leave it out")
         seen = run_once(adapter, x, [layer] if isinstance(layer, str | None) else list(layer))
     asked = per_image(target, adapter, seen[0].output, len(seen[0].activations))
     captured = toward(seen, asked) if chosen.needs != "activations" else seen
@@ -200,6 +217,10 @@ def concepts(
     photo, meta = read_image(image)
     x, view = _input(adapter, photo)
     (seen,) = run_once(adapter, x, [layer])
+    table(seen.output)
+    for stage, free in seen.finite:
+        if not free.all():
+            raise NonFiniteError(f"NaN or infinity in {stage}", (0,))
     found = factorise(seen.activations, count, seed=seed)
     parts = torch.einsum("khw,kc->kchw", found.maps, found.directions).to(seen.activations)
     ask = probe(adapter, seen, Asked(lambda output: table(output)[:, 0], None, ""))
@@ -208,7 +229,7 @@ def concepts(
     evoked = []
     for one in rises:
         best = one.topk(min(3, len(one)))
-        evoked.append(tuple(Evoked(int(k), adapter.label(int(k)), float(one[k])) for k in best.indices))
+        evoked.append(tuple(Evoked(int(k), adapter.label(int(k)), float(one[k])) for k in best.indices if one[k] > 0))
     said = list(adapter.notes)
     if bool((seen.activations < 0).any()):
         said.append(f"layer {seen.layer} also has negative activations, which count as 0 here")
@@ -297,7 +318,8 @@ def _fused(method: Method, maps: Sequence[Tensor]) -> Tensor:
     """The rectified map, or one made of those of several layers."""
     if len(maps) == 1:
         return _rectified(method, maps[0])
-    return method.fuse([_rectified(method, one) for one in maps])
+    shallow_first = sorted(maps, key=lambda one: -one.shape[1] * one.shape[2])
+    return method.fuse([_rectified(method, one) for one in shallow_first])
 
 
 def _rectified(method: Method, maps: Tensor) -> Tensor:
@@ -350,7 +372,9 @@ def _heatmap(
     chance = None
     if asked.index is not None:
         chance = float(probabilities(captured.output)[0, asked.index])
-    said = [*notes]
+    said = list(dict.fromkeys(notes))
+    if len(maps) > 1 and not method.class_specific:
+        said.append(f"{method.name} is not class-specific: it shows the same for every class")
     if len(maps) == 1:
         said += notices(
             method,

@@ -616,8 +616,9 @@ def test_concepts_of_a_pooled_linear_head_add_up_to_what_they_rebuild(tmp_path: 
     weight = model.head.weight.detach().numpy()
     for part, classes in zip(parts, found.evoked, strict=True):
         rises = weight @ part.mean(axis=(1, 2))
-        assert [one.index for one in classes] == list(np.argsort(-rises)[:3])
-        assert np.allclose([one.rise for one in classes], np.sort(rises)[::-1][:3], atol=1e-4)
+        wanted = [int(k) for k in np.argsort(-rises)[:3] if rises[k] > 0]
+        assert [one.index for one in classes] == wanted
+        assert np.allclose([one.rise for one in classes], rises[wanted], atol=1e-4)
     again = sightline.concepts(photo, adapter, count=2)
     assert np.array_equal(found.maps, again.maps)
     folder = found.save(tmp_path / "out")
@@ -734,3 +735,156 @@ def test_a_layer_that_is_named_twice_or_does_not_exist_is_refused() -> None:
     model, x = seeded(Plain), images(1)
     with pytest.raises(LayerError, match="no layer"):
         attribute(x, model, layer=["relu1", "nowhere"], target=1)
+
+
+# ------------------------------------------------------------------------------------------- what a second reading found
+
+
+class ChannelsLast(nn.Module):
+    """A 1 x 1 convolution written as a linear layer on channels-last grids, or as what it is."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        self.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+        self.mix = nn.Linear(5, 6) if last else nn.Conv2d(5, 6, 1)
+        self.act = nn.ReLU()
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.last else self.mix(x)
+        return self.head(self.act(x).mean(dim=(2, 3)))
+
+
+def test_full_grad_draws_biases_of_channels_last_layers_where_they_are() -> None:
+    one, other = net(lambda: ChannelsLast(False)), net(lambda: ChannelsLast(True))
+    state = one.state_dict()
+    state["mix.weight"] = state["mix.weight"][:, :, 0, 0]
+    other.load_state_dict(state)
+    x = picture()
+    assert torch.allclose(one(x), other(x))
+    same(*(attribute(x, model, method="full-grad", layer="conv", target=1)[0].numpy() for model in (one, other)), 1e-9)
+
+
+class Aliased(nn.Module):
+    """Its layer works in place, and the tensor it was given is read again behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.more = nn.Conv2d(5, 5, 3, padding=1)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.head((self.more(self.act(h)) + h).mean(dim=(2, 3)))
+
+
+def test_a_layer_that_works_in_place_is_exchanged_for_all_who_hold_its_output() -> None:
+    model, x = net(Aliased), picture()
+    adapter = adapt(model, layers=["act"])
+    (seen,) = capture_layers(adapter, x, ["act"])
+    asked = resolve(1, adapter, seen.output)
+    seen = toward([seen], [asked])[0]
+    ask = probe(adapter, seen, asked)
+    assert seen.gradients is not None
+    full, empty = ask.score_head(torch.cat([seen.activations, torch.zeros_like(seen.activations)]))
+    linear = float((seen.gradients * seen.activations).sum())
+    assert math.isclose(float(full - empty), linear, abs_tol=EXACT)
+
+
+class KeepsBatch(nn.Module):
+    """Reads the batch size before the layer, and reshapes by it behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+        self.act = nn.ReLU()
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        return self.head(self.act(self.conv(x)).reshape(batch, 5, -1).mean(dim=2))
+
+
+def test_a_head_that_keeps_the_old_batch_size_is_asked_all_the_same() -> None:
+    kept, plain, x = net(KeepsBatch), net(Gap), picture()
+    plain.load_state_dict(kept.state_dict())
+    for method in ("ablation-cam", "recipro-cam", "cam"):
+        same(found_by(method, kept, x) + 1, found_by(method, plain, x) + 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("smooth-grad-cam++", {"samples": "abc"}),
+        ("smooth-grad-cam++", {"samples": 2.5}),
+        ("smooth-grad-cam++", {"samples": 0}),
+        ("smooth-grad-cam++", {"noise": -1.0}),
+        ("ss-cam", {"seed": 1.5}),
+        ("ss-cam", {"where": "nowhere"}),
+        ("kpca-cam", {"gamma": "abc"}),
+        ("kpca-cam", {"gamma": math.nan}),
+        ("kpca-cam", {"kernel": "cubic"}),
+        ("finer-cam", {"count": -3}),
+        ("random", {"seed": True}),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_refused(method: str, options: dict[str, Any]) -> None:
+    with pytest.raises(MethodError):
+        attribute(images(1), seeded(Plain), method=method, layer="relu2", target=1, options=options)
+
+
+def test_kpca_cam_of_a_large_grid_is_refused_and_a_comparison_goes_on_without_it() -> None:
+    with pytest.raises(MethodError, match="take a deeper layer"):
+        attribute(torch.rand(1, 3, 160, 160), seeded(Plain), method="kpca-cam", layer="relu2", target=1)
+
+    def large(photo: Any) -> Tensor:
+        return torch.from_numpy(np.array(photo.resize((160, 160)))).permute(2, 0, 1).float() / 255
+
+    adapter = adapt(seeded(Plain), layers=["relu2"], preprocess=large)
+    photo = (np.random.default_rng(0).random((16, 16, 3)) * 255).astype(np.uint8)
+    found = sightline.compare(photo, adapter, methods=["grad-cam", "kpca-cam"], targets=[1])
+    assert [one.method for one in found] == ["grad-cam"]
+    assert any("kpca-cam is left out" in warning for warning in found[0].warnings)
+
+
+def test_the_order_in_which_fused_layers_are_named_changes_nothing() -> None:
+    model, x = net(Stages), picture(size=32)
+    one, other = (
+        attribute(x, model, method="layer-cam", layer=list(names), target=1)
+        for names in (("one", "two"), ("two", "one"))
+    )
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"layer": []}, {"memory_mb": 0, "method": "score-cam"}, {"memory_mb": math.nan, "method": "score-cam"}]
+)
+def test_an_empty_list_of_layers_and_no_memory_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(SightlineError):
+        attribute(images(1), seeded(Plain), target=1, **({"layer": "relu2"} | bad))
+
+
+def test_concepts_of_weights_with_nan_are_refused() -> None:
+    model = seeded(Gap)
+    with torch.no_grad():
+        model.conv.weight[0, 0, 0, 0] = torch.nan
+    photo = (np.random.default_rng(0).random((16, 16, 3)) * 255).astype(np.uint8)
+    with pytest.raises(sightline.errors.NonFiniteError):
+        sightline.concepts(photo, adapt(model, layers=["act"], preprocess=_to_tensor), count=2)
+
+
+def test_a_probability_of_one_output_is_its_sigmoid() -> None:
+    class One(Gap):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(5, 1)
+
+    model, x = net(One), picture()
+    share = sightline.capture(x, model, layer="act")
+    assert attribute(share, model, target=sightline.probability(0), method="hires-cam").any()
+    wanted = attribute(x, model, layer="act", target=lambda o: o[:, 0].sigmoid(), method="hires-cam")
+    assert torch.allclose(attribute(share, model, target=sightline.probability(0), method="hires-cam"), wanted)

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from sightline.cli.output import plain, say, tell, waiting
-from sightline.errors import ImageError, MethodError, NonFiniteError, OutputError
+from sightline.errors import ImageError, LayerError, MethodError, NonFiniteError, OutputError, TargetError
 
 DEFAULT_FOLDER = Path("sightline-out")
 
@@ -100,7 +100,9 @@ def write_bundles(
                         progress=within,
                     )
                     save(found, place, style=style, colormap=colormap, force=force, same_scale=not own_scale)
-                except (ImageError, NonFiniteError, MemoryError) as error:
+                except (ImageError, NonFiniteError, MemoryError, TargetError, LayerError, MethodError) as error:
+                    if done == 0 and isinstance(error, TargetError | LayerError | MethodError):
+                        raise  # what was asked for is wrong, not this picture
                     failed.append((image, str(error) or "not enough memory"))
                     if as_json:
                         say(json.dumps({"image": str(image), "size": None, "error": str(error)}))
@@ -207,6 +209,8 @@ def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise MethodError(f"--option {text!r}; expected NAME=VALUE, such as normalise=true")
+    if name == "against":  # a class, also where its name is a number
+        return name, value
     try:
         return name.replace("-", "_"), json.loads(value.lower() if value.lower() in ("true", "false") else value)
     except ValueError:

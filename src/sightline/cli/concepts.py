@@ -29,7 +29,7 @@ def run(
 
     place = output / f"{photo.stem}-concepts"
     check_free(place, force)
-    with waiting(f"loading {model}"):
+    with waiting(f"loading {plain(model)}"):
         from sightline.flow import concepts
         from sightline.models.load import load_model
 
@@ -42,7 +42,7 @@ def run(
         return
     say(f"{plain(photo)} ({found.photo.width} x {found.photo.height})")
     for number, classes in enumerate(found.evoked, 1):
-        says = ", ".join(f"{one.label} {one.rise:+.2g}" for one in classes)
+        says = ", ".join(f"{one.label} {one.rise:+.2g}" for one in classes) or "no class"
         say(f"  concept {number} alone raises: {plain(says, 1000)}")
     for warning in found.warnings:
         say(f"  note: {plain(warning)}")

@@ -55,7 +55,12 @@ def decompose(adapter: Adapter, x: Tensor, asked: Asked) -> Parts:
 
     def keep(unit: nn.Module) -> Any:
         def hook(_module: Any, args: Any, output: Any) -> Any:
-            if not isinstance(output, Tensor) or len(args) != 1 or not isinstance(args[0], Tensor):
+            if (
+                not isinstance(output, Tensor)
+                or not output.requires_grad
+                or len(args) != 1
+                or not isinstance(args[0], Tensor)
+            ):
                 return output  # counted as missing
             kept.append((unit, args[0].detach(), output))
             return output.clone()  # what follows may work in place
@@ -72,6 +77,8 @@ def decompose(adapter: Adapter, x: Tensor, asked: Asked) -> Parts:
         try:
             score = score_of([asked], adapter.logits(stand_in(leaf)), 1)
             gradients = torch.autograd.grad(score.sum(), [leaf, *(output for _, _, output in kept)], allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise ModelError(f"no gradient can be taken through all of {adapter.name}: {error}") from error
     biases = []

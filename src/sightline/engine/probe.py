@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sightline.engine.capture import Capture, capture, check_input, isolated, joint_of, toward
 from sightline.engine.decompose import Parts, decompose
-from sightline.engine.targets import Asked, Target, TargetSpec, resolve, score_of
+from sightline.engine.targets import Asked, Target, TargetSpec, resolve, score_of, table
 from sightline.errors import ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.layers import only_grid, stages, with_grid
@@ -84,6 +85,8 @@ def probe(
     check_input(x)
     if len(x) != 1:
         raise ModelError(f"a probe asks about one image, not {len(x)}")
+    if not memory_mb > 0:
+        raise ModelError(f"memory_mb is {memory_mb}; expected more than 0")
     plain = twin(adapter.module, {})
     batch = _fitting(memory_mb, x, _PER_IMAGE, 16)
     head_batch = _fitting(memory_mb, seen.activations, _PER_GRID, 512)
@@ -98,6 +101,8 @@ def probe(
             raise ModelError(f"{adapter.name} fails on an input of shape {tuple(images.shape)}: {error}") from error
 
     def scored(output: Any, count: int, target: Target | None = None) -> Tensor:
+        if isinstance(output, Tensor) and len(output) != count:
+            raise ModelError(f"{adapter.name} gave {len(output)} rows for {count} questions")
         return score_of([asked if target is None else Asked(target, None, "")] * count, output, count)
 
     def score(images: Tensor, target: Target | None = None, bfloat16: bool = False) -> Tensor:
@@ -108,18 +113,30 @@ def probe(
         with isolated(x), torch.no_grad():
             return torch.cat([_head(part, scored) for part in grids.split(head_batch)])
 
+    def rows(output: Any, count: int) -> Tensor:
+        found = table(output)
+        if len(found) != count:
+            raise ModelError(f"{adapter.name} gave {len(found)} rows for {count} questions")
+        return found
+
     def output_head(grids: Tensor) -> Tensor:
         with isolated(x), torch.no_grad():
-            return torch.cat([_head(part, lambda output, _: output) for part in grids.split(head_batch)])
+            return torch.cat([_head(part, rows) for part in grids.split(head_batch)])
 
     def _head(grids: Tensor, then: Callable[[Any, int], Tensor]) -> Tensor:
         def asked_with(images: Tensor, part: Tensor) -> Tensor:
-            def replace(_module: Any, _args: Any, output: Any) -> Any:
+            def replace(_module: Any, args: Any, output: Any) -> Any:
                 grid = only_grid(output)
                 if grid is None or grid.shape[1:] != part.shape[1:]:
                     raise ModelError(
                         f"layer {layer!r} does not give one grid of shape {tuple(part.shape[1:])}; its output can't be replaced"
                     )
+                if any(one is grid for one in args):
+                    # The layer works in place: whoever else holds that tensor must see what is put there, too.
+                    if len(grid) != len(part):
+                        raise ModelError(f"layer {layer!r} works in place on one image")
+                    grid.copy_(part)
+                    return output
                 return with_grid(output, part.clone())
 
             return then(run(twin(adapter.module, {layer: replace}), images), len(part))
@@ -172,7 +189,7 @@ def probe(
     def curvature(target: Target, direction: Tensor) -> Tensor:
         one = alive()
         joint = joint_of(one)
-        with isolated(x), torch.enable_grad():
+        with isolated(x), torch.enable_grad(), _second_order(adapter.name):
             scores = score_of([Asked(target, None, "")], one.output, 1)
             (gradient,) = torch.autograd.grad(scores.sum(), joint, create_graph=True)
             if not gradient.requires_grad:  # the score is linear in the layer
@@ -207,6 +224,16 @@ def probe(
         steps=steps(batch),
         head_steps=steps(head_batch),
     )
+
+
+@contextmanager
+def _second_order(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (SightlineError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        raise ModelError(f"no second derivative can be taken through the head of {name}: {error}") from error
 
 
 def _fitting(memory_mb: float, one: Tensor, factor: int, most: int) -> int:

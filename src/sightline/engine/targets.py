@@ -72,7 +72,9 @@ def log_probability(index: int) -> Target:
     def score(output: Any) -> Tensor:
         logits = table(output)
         # A model with its softmax inside has returned probabilities already.
-        return (logits.clamp_min(1e-30).log() if is_normalised(logits) else logits.log_softmax(dim=1))[:, index]
+        if is_normalised(logits) or are_independent(logits):
+            return logits.clamp_min(1e-30)[:, index].log()
+        return (torch.nn.functional.logsigmoid(logits) if logits.shape[1] == 1 else logits.log_softmax(dim=1))[:, index]
 
     score.__name__ = f"log-probability of class {index}"
     return score
@@ -83,7 +85,9 @@ def probability(index: int) -> Target:
 
     def score(output: Any) -> Tensor:
         logits = table(output)
-        return (logits if is_normalised(logits) else logits.softmax(dim=1))[:, index]
+        if is_normalised(logits) or are_independent(logits):
+            return logits[:, index]
+        return (logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1))[:, index]
 
     _check_index(index)
     score.__name__ = f"probability of class {index}"

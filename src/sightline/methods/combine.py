@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.errors import MethodError
-from sightline.methods.gradient_cams import grad_cam_plus_plus
+from sightline.methods.gradient_cams import at_least_single, grad_cam_plus_plus
 from sightline.methods.registry import ONE_PASS, Function, Method, find, method, on_finest, run, share_of_maximum
 
 WAYS = ("noise", "flips", "scales")
@@ -47,7 +47,7 @@ def combine(
     base = find(method)
     if over not in WAYS:
         raise MethodError(f"over={over!r}; expected one of {', '.join(WAYS)}")
-    if samples < 1 or noise < 0 or not scales or min(scales) <= 0:
+    if samples < 1 or not noise >= 0 or not scales or min(scales) <= 0:
         raise MethodError("samples must be 1 or more, noise 0 or more, and scales above 0")
 
     def copies(x: Tensor) -> list[tuple[Tensor, Callable[[Tensor], Tensor]]]:
@@ -57,7 +57,11 @@ def combine(
         if over == "scales":
             sizes = [tuple(max(1, round(side * factor)) for side in x.shape[2:]) for factor in scales]
             return [
-                (F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True), _as_is) for size in sizes
+                (
+                    F.interpolate(at_least_single(x), size, mode="bilinear", align_corners=False, antialias=True).to(x),
+                    _as_is,
+                )
+                for size in sizes
             ]
         generator = torch.Generator().manual_seed(seed)
         spread = noise * float(x.max() - x.min())

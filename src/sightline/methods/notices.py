@@ -34,7 +34,7 @@ def notices(
     elif float(raw.abs().max()) <= floor(method, raw, score):
         said.append("no evidence found: the map is nearly empty against the score")
     negative, positive = float((-unrectified).relu().sum()), float(unrectified.relu().sum())
-    if not method.signed and negative > positive:
+    if not method.signed and method.class_specific and negative > positive:
         share = negative / (negative + positive)
         said.append(
             f"evidence against is hidden: {share * 100:.0f} % of this map was negative and cut; hires-cam shows it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -143,7 +144,11 @@ def check_options(chosen: Sequence[Method], options: Mapping[str, Any]) -> None:
             raise MethodError(
                 f"no option {name!r} in {names}; " + (f"there is: {shown}" if shown else "there are none")
             )
-        if isinstance(known[name], bool) != isinstance(options[name], bool):
+        given, default = options[name], known[name]
+        fits = isinstance(given, type(default)) and isinstance(given, bool) == isinstance(default, bool)
+        if isinstance(default, float):
+            fits = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+        if not fits:
             expected = "true or false" if isinstance(known[name], bool) else f"something like {known[name]!r}"
             raise MethodError(f"option {name} is {options[name]!r}; expected {expected}")
 

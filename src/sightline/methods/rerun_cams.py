@@ -43,7 +43,8 @@ def cam(capture: Capture, probe: Probe) -> Tensor:
     expected = scores[0] + noise.mean(dim=(2, 3)) @ weights
     spread = float((scores[1:] - scores[0]).abs().max())
     tolerance = 0.02 if capture.activations.dtype.itemsize < 4 else 1e-3
-    if float((scores[1:] - expected).abs().max()) > tolerance * spread + 1e-12:
+    rounding = 4 * torch.finfo(capture.activations.dtype).eps * float(scores.abs().max())
+    if float((scores[1:] - expected).abs().max()) > tolerance * spread + rounding:
         raise MethodError(
             f"cam needs a score that is a linear layer of layer {capture.layer!r} averaged over space, and here it isn't: the "
             "network has another head, the layer isn't its last, or the target is no logit. These work here: grad-cam, hires-cam"
@@ -92,12 +93,15 @@ def recipro_cam(capture: Capture, probe: Probe, *, spread: bool = False) -> Tens
     """
     a = capture.activations
     h, w = a.shape[2:]
-    masks = torch.eye(h * w, dtype=a.dtype, device=a.device).reshape(h * w, 1, h, w)
-    if spread:
-        bell = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=a.dtype, device=a.device) / 16
-        masks = F.conv2d(masks, bell[None, None], padding=1)
+    bell = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=a.dtype, device=a.device) / 16
     cells = a[0].flatten(1).T[:, :, None, None]
-    found = [at_least_single(probe.score_head(cells[part] * masks[part])) for part in probe.head_steps(h * w)]
+    found = []
+    for part in probe.head_steps(h * w):
+        numbers = torch.arange(part.start, part.stop, device=a.device)
+        masks = F.one_hot(numbers, h * w).to(a.dtype).reshape(-1, 1, h, w)
+        if spread:
+            masks = F.conv2d(masks, bell[None, None], padding=1)
+        found.append(at_least_single(probe.score_head(cells[part] * masks)))
     return (torch.cat(found) - at_least_single(probe.score_head(torch.zeros_like(a)))).reshape(1, h, w)
 
 
@@ -283,13 +287,15 @@ def finer_cam(
         weighted: False for the plain mean over the similar classes, as the paper writes it (there with alpha = 0.6).
     """
     index = probe.asked.index
+    if count < 1:
+        raise MethodError(f"count is {count}; expected 1 or more")
     logits = table(capture.output).detach()[0]
     if index is None or len(logits) < 2:
         raise MethodError(
             "finer-cam compares a class with others, and here there is none to compare; for another score give the difference "
             "itself: sightline.margin"
         )
-    if against:
+    if against != "":
         others = [_other(probe.resolve(against).index, index)]
     else:
         distance = (logits - logits[index]).abs()
@@ -335,8 +341,8 @@ def smooth_grad_cam_plus_plus(
     Differs: the paper prints D1 as the numerator of alpha, with which it is not Grad-CAM++ for a single clean copy; every
     re-implementation reads D2. torch-cam sums A * D3 cell by cell, and takes G of the last copy alone.
     """
-    if samples < 1:
-        raise MethodError(f"samples is {samples}; expected 1 or more")
+    if samples < 1 or noise < 0:
+        raise MethodError(f"samples is {samples} and noise {noise}; expected 1 or more, and 0 or more")
     x = capture.input
     spread = noise * float(x.max() - x.min())
     generator = torch.Generator().manual_seed(seed)

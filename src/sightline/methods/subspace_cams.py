@@ -19,14 +19,17 @@ def _cells(grids: Tensor) -> Tensor:
     return grids.double().flatten(2).transpose(1, 2)
 
 
-def _first_component(gram: Tensor) -> Tensor:
+def _first_component(gram: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """sqrt(l_1) u_1 of symmetric tables (B, n, n): each row's coordinate on the first principal axis, (B, n)."""
     values, vectors = torch.linalg.eigh(gram)
     highest = values[..., -1:]
     # What is left of a table of equal rows after centring is rounding, and no component.
-    rounding = gram.shape[-1] * torch.finfo(gram.dtype).eps
+    rounding = gram.shape[-1] * torch.finfo(gram.dtype).eps * scale
     found: Tensor = vectors[..., -1] * torch.where(highest > rounding, highest, 0).sqrt()
     return found
+
+
+_MOST_CELLS = 4096
 
 
 def _projected(grids: Tensor) -> Tensor:
@@ -36,7 +39,7 @@ def _projected(grids: Tensor) -> Tensor:
     scale = grids.abs().amax(dim=(1, 2, 3), keepdim=True)  # so that no square over- or underflows
     table = _cells(grids / torch.where(scale > 0, scale, 1))
     if h * w <= channels:
-        found = _first_component(table @ table.mT)
+        found = _first_component(table @ table.mT, 0.0)
     else:
         _, vectors = torch.linalg.eigh(table.mT @ table)
         found = (table @ vectors[..., -1:])[..., 0]
@@ -106,6 +109,13 @@ def kpca_cam(capture: Capture, *, kernel: str = "sigmoid", gamma: float = 0.0) -
         gamma: width of the kernel; 0 stands for 1 / channels.
     """
     a, broken = _without_broken(at_least_single(capture.activations))
+    if a.shape[2] * a.shape[3] > _MOST_CELLS:
+        raise MethodError(
+            f"kpca-cam compares every cell with every other, too much for the {a.shape[2]}x{a.shape[3]} cells of layer "
+            f"{capture.layer!r}; take a deeper layer, or eigen-cam"
+        )
+    if kernel == "rbf" and gamma < 0:
+        raise MethodError(f"gamma is {gamma}; expected 0 or more")
     table = _cells(a)
     centred = table - table.mean(dim=1, keepdim=True)
     width = gamma or 1 / a.shape[1]
@@ -118,8 +128,9 @@ def kpca_cam(capture: Capture, *, kernel: str = "sigmoid", gamma: float = 0.0) -
         gram = inner
     else:
         raise MethodError(f"kernel {kernel!r} of kpca-cam; expected sigmoid, rbf or linear")
+    scale = gram.abs().amax(dim=(1, 2))[:, None]
     gram = gram - gram.mean(dim=1, keepdim=True) - gram.mean(dim=2, keepdim=True) + gram.mean(dim=(1, 2), keepdim=True)
-    found = _first_component(gram)
+    found = _first_component(gram, scale)
     mean = table.sum(dim=2)
     along = (found * (mean - mean.mean(dim=1, keepdim=True))).sum(dim=1, keepdim=True)
     found = torch.where(along < 0, -found, found).reshape(len(a), *a.shape[2:])

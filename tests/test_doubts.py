@@ -71,7 +71,7 @@ def test_one_output_has_one_name_and_says_no_when_it_does() -> None:
 
 
 def test_outputs_that_are_a_probability_each_are_not_turned_into_others() -> None:
-    model = seeded(lambda: Ending(nn.Sigmoid()))
+    model = seeded(lambda: Ending(nn.Sigmoid(), 12))
     adapter = adapt(model, layers=["net.relu2"], preprocess=to_tensor)
     found = explain(PHOTO, adapter)
     assert found.score is not None

@@ -101,7 +101,7 @@ def write_bundles(
                     )
                     save(found, place, style=style, colormap=colormap, force=force, same_scale=not own_scale)
                 except (ImageError, NonFiniteError, MemoryError, TargetError, LayerError, MethodError) as error:
-                    if done == 0 and isinstance(error, TargetError | LayerError | MethodError):
+                    if done == len(failed) and isinstance(error, TargetError | LayerError | MethodError):
                         raise  # what was asked for is wrong, not this picture
                     failed.append((image, str(error) or "not enough memory"))
                     if as_json:

@@ -72,7 +72,7 @@ def log_probability(index: int) -> Target:
     def score(output: Any) -> Tensor:
         logits = table(output)
         # A model with its softmax inside has returned probabilities already.
-        if is_normalised(logits) or are_independent(logits):
+        if is_normalised(logits):
             return logits.clamp_min(1e-30)[:, index].log()
         return (torch.nn.functional.logsigmoid(logits) if logits.shape[1] == 1 else logits.log_softmax(dim=1))[:, index]
 
@@ -85,7 +85,7 @@ def probability(index: int) -> Target:
 
     def score(output: Any) -> Tensor:
         logits = table(output)
-        if is_normalised(logits) or are_independent(logits):
+        if is_normalised(logits):
             return logits[:, index]
         return (logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1))[:, index]
 
@@ -124,8 +124,8 @@ def is_normalised(logits: Tensor) -> bool:
 
 
 def are_independent(logits: Tensor) -> bool:
-    """Whether the outputs look like a probability each, as of a model with a sigmoid inside."""
-    return logits.shape[1] > 3 and bool(((logits >= 0) & (logits <= 1)).all()) and not is_normalised(logits)
+    """Whether the outputs look like a probability each, as of a model with a sigmoid inside; few could do so by chance."""
+    return logits.shape[1] >= 10 and bool(((logits >= 0) & (logits <= 1)).all()) and not is_normalised(logits)
 
 
 def resolve(spec: TargetSpec, adapter: Adapter, output: Any, image: int = 0) -> Asked:

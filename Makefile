@@ -15,7 +15,7 @@ install: $(VENV)/.base ## sightline in .venv, nothing else
 explain: $(VENV)/.base ## explain a photograph: make explain IMAGE=my.jpg
 	$(BIN)/sightline explain "$(IMAGE)" --output "$(OUT)" --force
 test: $(VENV)/.dev ## all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The whole flow on one screen: photograph -> view -> capture -> method -> heat map. Read this first."""
+"""The whole flow: photograph -> view -> capture -> method -> heat map. Read this first."""
 
 from __future__ import annotations
 
@@ -108,18 +108,9 @@ def compare(
     adapter = _adapter(model)
     photo, meta = read_image(image)
     x, view = _input(adapter, photo)
-    if not isinstance(layer, str | None) and not layer:
-        raise LayerError("layer is an empty list; name one, or leave it out")
     if layer == "all" and fuse:
         raise LayerError("a sweep over all layers is for compare, side by side; name the layers to fuse")
-    names = (
-        sweep(adapter.module, x, adapter.folded)
-        if layer == "all"
-        else [layer]
-        if isinstance(layer, str | None)
-        else list(layer)
-    )
-    seen = run_once(adapter, x, names)
+    seen = run_once(adapter, x, sweep(adapter.module, x, adapter.folded) if layer == "all" else _names(layer))
     predictions = _predictions(adapter, seen[0])
     asked = [per_image(target, adapter, seen[0].output, 1) for target in targets]
     gradients = any(one.needs != "activations" for one in chosen)
@@ -143,7 +134,7 @@ def compare(
     if not found:
         raise MethodError("; ".join(left_out))
     if left_out:
-        found[0] = dataclasses.replace(found[0], warnings=(*found[0].warnings, *dict.fromkeys(left_out)))
+        found = [dataclasses.replace(one, warnings=(*one.warnings, *dict.fromkeys(left_out))) for one in found]
     return share_scale(_mark_equal(found)) if same_scale else _mark_equal(found)
 
 
@@ -184,9 +175,7 @@ def attribute(
         seen = [x]
     else:
         check_input(x)
-        if not isinstance(layer, str | None) and not layer:
-            raise LayerError("layer is an empty list; name one, or leave it out")
-        seen = run_once(adapter, x, [layer] if isinstance(layer, str | None) else list(layer))
+        seen = run_once(adapter, x, _names(layer))
     asked = per_image(target, adapter, seen[0].output, len(seen[0].activations))
     captured = toward(seen, asked) if chosen.needs != "activations" else seen
     maps = [_map(chosen, adapter, one, asked, options or {}, memory_mb, progress, []) for one in captured]
@@ -324,6 +313,14 @@ def _fused(method: Method, maps: Sequence[Tensor]) -> Tensor:
 
 def _rectified(method: Method, maps: Tensor) -> Tensor:
     return maps if method.signed else maps.relu()
+
+
+def _names(layer: str | Sequence[str] | None) -> list[str | None]:
+    if isinstance(layer, str | None):
+        return [layer]
+    if not layer:
+        raise LayerError("layer is an empty list; name one, or leave it out")
+    return list(layer)
 
 
 def _groups(layers: int, fuse: bool) -> list[list[int]]:

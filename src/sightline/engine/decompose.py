@@ -24,7 +24,7 @@ _HOMOGENEOUS = (
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """score = sum(image) + sum of all biases + what functions outside of modules add (`score` minus the rest).
+    """score = sum(image) + sum of all biases + what could not be taken apart (functions outside of modules, modules of several inputs).
 
     Attributes:
         score: of the one image.
@@ -38,7 +38,7 @@ class Parts:
 
     @property
     def missing(self) -> float:
-        """The part of the score that no module accounts for."""
+        """The part of the score that was not taken apart."""
         return self.score - float(self.image.double().sum()) - sum(float(one.double().sum()) for one in self.biases)
 
 

@@ -90,7 +90,7 @@ def probe(
     plain = twin(adapter.module, {})
     batch = _fitting(memory_mb, x, _PER_IMAGE, 16)
     head_batch = _fitting(memory_mb, seen.activations, _PER_GRID, 512)
-    live = [seen] if seen.joint is not None and len(seen.activations) == 1 else []
+    live = [seen] if seen.joint is not None else []
 
     def run(model: Any, images: Tensor) -> Any:
         try:

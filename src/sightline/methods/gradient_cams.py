@@ -29,9 +29,9 @@ def at_least_single(values: Tensor) -> Tensor:
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
-def _weighted(weights: Tensor, a: Tensor) -> Tensor:
-    """sum_k w_k A^k for weights (B, C)."""
-    return torch.einsum("bc,bchw->bhw", weights, a)
+def weighted_sum(weights: Tensor, a: Tensor) -> Tensor:
+    """sum_k w_k A^k for weights (B, C), or (C,) for all images."""
+    return torch.einsum("bc,bchw->bhw", weights.to(a).expand(len(a), -1), a)
 
 
 @method("grad-cam", needs="gradients", reference="Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2")
@@ -44,7 +44,7 @@ def grad_cam(capture: Capture) -> Tensor:
     strong as any; captum resizes to the nearest cell and does not rectify.
     """
     a, g = activations_and_gradients(capture)
-    return _weighted(g.mean(dim=(2, 3)), a)
+    return weighted_sum(g.mean(dim=(2, 3)), a)
 
 
 @method(
@@ -73,7 +73,7 @@ def grad_cam_plus_plus(capture: Capture, *, normalise: bool = False) -> Tensor:
     if normalise:
         total = alpha.sum(dim=(2, 3), keepdim=True)
         alpha = alpha / torch.where(total > 0, total, 1)
-    return _weighted((alpha * g.relu()).sum(dim=(2, 3)), a)
+    return weighted_sum((alpha * g.relu()).sum(dim=(2, 3)), a)
 
 
 @method("xgrad-cam", needs="gradients", reference="Fu et al. 2020, arXiv:2008.02312, eq. 8")
@@ -89,7 +89,7 @@ def xgrad_cam(capture: Capture) -> Tensor:
     total = a.sum(dim=(2, 3))
     # A sum of signed activations that is 0 comes out as rounding, which must not become a huge weight.
     rounding = torch.finfo(a.dtype).eps * a.abs().sum(dim=(2, 3))
-    return _weighted(torch.where(total.abs() > rounding, (g * a).sum(dim=(2, 3)) / total, 0), a)
+    return weighted_sum(torch.where(total.abs() > rounding, (g * a).sum(dim=(2, 3)) / total, 0), a)
 
 
 @method("hires-cam", needs="gradients", signed=True, reference="Draelos and Carin 2020, arXiv:2011.08891, eq. 3")

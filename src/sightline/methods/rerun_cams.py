@@ -16,13 +16,8 @@ from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.engine.targets import Target, probability, table
 from sightline.errors import MethodError
-from sightline.methods.gradient_cams import activations_and_gradients, at_least_single, grad_cam
+from sightline.methods.gradient_cams import activations_and_gradients, at_least_single, grad_cam, weighted_sum
 from sightline.methods.registry import method
-
-
-def _weighted(weights: Tensor, a: Tensor) -> Tensor:
-    """sum_k w_k A^k for weights (C,)."""
-    return torch.einsum("c,bchw->bhw", weights.to(a), a)
 
 
 @method("cam", needs="head", signed=True, unit="own", reference="Zhou et al. 2016, arXiv:1512.04150, eq. 2")
@@ -49,7 +44,7 @@ def cam(capture: Capture, probe: Probe) -> Tensor:
             f"cam needs a score that is a linear layer of layer {capture.layer!r} averaged over space, and here it isn't: the "
             "network has another head, the layer isn't its last, or the target is no logit. These work here: grad-cam, hires-cam"
         )
-    return _weighted(weights, a)
+    return weighted_sum(weights, a)
 
 
 @method(
@@ -59,7 +54,7 @@ def cam(capture: Capture, probe: Probe) -> Tensor:
     reference="Desai and Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360",
 )
 def ablation_cam(capture: Capture, probe: Probe) -> Tensor:
-    """Channels weighted by how far the score falls when each is silenced; needs no gradient.
+    """Channels weighted by how far the score falls when each is silenced.
 
     Formula: w_k = y - y with A^k set to 0; map = ReLU(sum_k w_k A^k). The paper divides w by y, which only scales the map, and
     turns it round where y < 0; we do not divide.
@@ -76,12 +71,12 @@ def ablation_cam(capture: Capture, probe: Probe) -> Tensor:
         grids = a.repeat(len(channels), 1, 1, 1)
         grids[torch.arange(len(channels)), channels] = 0
         falls[channels] = score - at_least_single(probe.score_head(grids))
-    return _weighted(falls, at_least_single(a))
+    return weighted_sum(falls, at_least_single(a))
 
 
 @method("recipro-cam", needs="head", reference="Byun and Lee 2022, arXiv:2209.14074; the authors' ReciproCam")
 def recipro_cam(capture: Capture, probe: Probe, *, spread: bool = False) -> Tensor:
-    """How far the score rises when one cell of the layer is all there is; needs no gradient.
+    """How far the score rises when one cell of the layer is all there is.
 
     Formula: map_ij = head(the layer with every cell but ij at 0) - head(0).
 
@@ -107,7 +102,7 @@ def recipro_cam(capture: Capture, probe: Probe, *, spread: bool = False) -> Tens
 
 @method("score-cam", needs="input", unit="own", reference="Wang et al. 2020, arXiv:1910.01279, algorithm 1")
 def score_cam(capture: Capture, probe: Probe, *, authors_code: bool = False, bfloat16: bool = False) -> Tensor:
-    """Channels weighted by what the model says when it sees only where they are active; needs no gradient.
+    """Channels weighted by what the model says when it sees only where they are active.
 
     Formula: H_k = A^k resized to the picture, stretched to 0..1; w = softmax over k of f(x * H_k); map = ReLU(sum_k w_k A^k).
     A channel that is the same everywhere masks nothing and is left out. The paper's baseline score is the same for every
@@ -126,7 +121,7 @@ def score_cam(capture: Capture, probe: Probe, *, authors_code: bool = False, bfl
             raise MethodError("authors_code weights with a class's probability; give a class as the target")
         target = probability(probe.asked.index)
     scores, a = _masked_scores(capture, probe, lambda masked, _: masked, 1, target, bfloat16)
-    return _weighted(scores if authors_code else scores.softmax(dim=0), a)
+    return weighted_sum(scores if authors_code else scores.softmax(dim=0), a)
 
 
 @method("ss-cam", needs="input", unit="own", reference="Wang et al. 2020, arXiv:2006.14255")
@@ -168,7 +163,7 @@ def ss_cam(
         return masked + spread * drawn * (1 if where == "input" else x)
 
     scores, a = _masked_scores(capture, probe, noisy, samples, None, bfloat16)
-    return _weighted(scores.softmax(dim=0), a)
+    return weighted_sum(scores.softmax(dim=0), a)
 
 
 @method("is-cam", needs="input", unit="own", reference="Naidu et al. 2020, arXiv:2010.03023")
@@ -190,7 +185,7 @@ def is_cam(
         return masked * (step * (step + 1) / 2 if authors_code else step)[:, None, None, None] / samples
 
     scores, a = _masked_scores(capture, probe, faded, samples, None, bfloat16)
-    return _weighted(scores.softmax(dim=0), a)
+    return weighted_sum(scores.softmax(dim=0), a)
 
 
 def _masked_scores(
@@ -252,12 +247,13 @@ def shapley_cam(capture: Capture, probe: Probe, *, rest: bool = True) -> Tensor:
     index = probe.asked.index
     a = at_least_single(capture.activations)
     if rest and index is not None:
-        seen, target = probe.toward(residual_score(index)), residual_score(index)
+        target = residual_score(index)
+        seen = probe.toward(target)
     else:
         seen, target = capture, probe.asked.score
     _, g = activations_and_gradients(seen)
     bent = at_least_single(probe.curvature(target, capture.activations))
-    return _weighted((g - bent / 2).mean(dim=(2, 3))[0], a)
+    return weighted_sum((g - bent / 2).mean(dim=(2, 3))[0], a)
 
 
 def residual_score(index: int) -> Target:
@@ -356,7 +352,7 @@ def smooth_grad_cam_plus_plus(
     a = at_least_single(capture.activations)
     below = 2 * second + third * a.sum(dim=(2, 3), keepdim=True)
     alpha = torch.where((first > 0) & (below > 0), second / below, 0)
-    return _weighted((alpha * first.relu()).sum(dim=(2, 3))[0], a)
+    return weighted_sum((alpha * first.relu()).sum(dim=(2, 3))[0], a)
 
 
 def _scores(capture: Capture) -> Tensor:

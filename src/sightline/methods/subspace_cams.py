@@ -32,6 +32,12 @@ def _first_component(gram: Tensor, scale: Tensor | float = 1.0) -> Tensor:
 _MOST_CELLS = 4096
 
 
+def _agreeing(found: Tensor, reference: Tensor) -> Tensor:
+    """A component, whose sign is free, with the sign that agrees with the reference; both (B, n)."""
+    along = (found * reference).sum(dim=1, keepdim=True)
+    return torch.where(along < 0, -found, found)
+
+
 def _projected(grids: Tensor) -> Tensor:
     """A v_1, with v_1 the first right singular vector of the uncentred table, (B, h, w); 0 where the table is 0."""
     batch, channels, h, w = grids.shape
@@ -43,8 +49,7 @@ def _projected(grids: Tensor) -> Tensor:
     else:
         _, vectors = torch.linalg.eigh(table.mT @ table)
         found = (table @ vectors[..., -1:])[..., 0]
-    along = (found * table.sum(dim=2)).sum(dim=1, keepdim=True)
-    found = torch.where(along < 0, -found, found).reshape(batch, h, w)
+    found = _agreeing(found, table.sum(dim=2)).reshape(batch, h, w)
     return (found * scale[:, 0]).to(grids.dtype).masked_fill(broken, torch.nan)
 
 
@@ -131,9 +136,8 @@ def kpca_cam(capture: Capture, *, kernel: str = "sigmoid", gamma: float = 0.0) -
     scale = gram.abs().amax(dim=(1, 2))[:, None]
     gram = gram - gram.mean(dim=1, keepdim=True) - gram.mean(dim=2, keepdim=True) + gram.mean(dim=(1, 2), keepdim=True)
     found = _first_component(gram, scale)
-    mean = table.sum(dim=2)
-    along = (found * (mean - mean.mean(dim=1, keepdim=True))).sum(dim=1, keepdim=True)
-    found = torch.where(along < 0, -found, found).reshape(len(a), *a.shape[2:])
+    total = table.sum(dim=2)
+    found = _agreeing(found, total - total.mean(dim=1, keepdim=True)).reshape(len(a), *a.shape[2:])
     return found.to(a.dtype).masked_fill(broken, torch.nan)
 
 

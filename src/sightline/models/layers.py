@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -92,13 +93,11 @@ def sweep(model: nn.Module, x: Tensor, without: Collection[str] = (), most: int 
         for one in candidates(model, x)
         if one.name.count(".") < 2 and one.name not in without and one.kind not in passive
     ]
-    ends = {
-        other.name for one, other in pairwise(found) if one.name.startswith(f"{other.name}.") and one.grid == other.grid
-    }
+    # A block's last part says the same as the block, which returns right behind it.
     inside = {
-        one.name for one, other in pairwise(found) if other.name in ends and one.name.startswith(f"{other.name}.")
+        one.name for one, other in pairwise(found) if one.name.startswith(f"{other.name}.") and one.grid == other.grid
     }
-    names = list(dict.fromkeys(one.name for one in found if one.name not in inside))
+    names = [one.name for one in found if one.name not in inside]
     if not names:
         raise LayerError(f"no layer of {type(model).__name__} gives a grid larger than 1 x 1; give a larger input")
     if len(names) <= most:
@@ -141,6 +140,13 @@ def grid_of(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> tuple[int, 
     return h, w
 
 
+@contextmanager
+def _without_graph(x: Tensor) -> Iterator[None]:
+    """The caller's inference mode, gradients and autocast are off inside."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        yield
+
+
 def _run(model: nn.Module, x: Tensor) -> list[_Event]:
     events: list[_Event] = []
     names = {id(module): name for name, module in model.named_modules()}
@@ -158,7 +164,7 @@ def _run(model: nn.Module, x: Tensor) -> list[_Event]:
 
     stand_in = twin(model, {name: record(module) for name, module in model.named_modules() if name})
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with _without_graph(x):
             output = stand_in(x.clone())
     except torch.OutOfMemoryError:
         raise
@@ -228,7 +234,7 @@ def _carries_all(model: nn.Module, name: str, x: Tensor) -> bool:
 
     two = torch.cat([x[:1], 0.5 - x[:1].flip(3)])
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with _without_graph(x):
             found = [one for one in tensors_of(twin(model, {name: silence})(two)) if len(one) == 2]
     except torch.OutOfMemoryError:
         raise

@@ -331,7 +331,7 @@ def full(*_args: Any, **_options: Any) -> Any:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("target", ["np.save", "sheet", "json.dumps", "overlay", "PngImagePlugin.PngInfo"])
+@pytest.mark.parametrize("target", ["np.save", "sheet", "write_manifest", "overlay", "PngImagePlugin.PngInfo"])
 def test_an_interruption_in_the_middle_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
@@ -341,7 +341,7 @@ def test_an_interruption_in_the_middle_leaves_nothing_behind(
     assert not listing(tmp_path)
 
 
-@pytest.mark.parametrize("target", ["np.save", "json.dumps"])
+@pytest.mark.parametrize("target", ["np.save", "write_manifest"])
 def test_an_interruption_in_the_middle_leaves_the_former_result_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
@@ -529,7 +529,7 @@ def test_a_heat_map_compares_by_identity_and_cannot_be_changed_by_accident() -> 
 
 
 def test_a_folder_that_someone_makes_meanwhile_is_not_lost(tmp_path: Path) -> None:
-    from sightline.heatmap import whole_folder
+    from sightline.bundle import whole_folder
 
     folder = tmp_path / "out"
 
@@ -548,7 +548,7 @@ def test_a_folder_that_someone_makes_meanwhile_is_not_lost(tmp_path: Path) -> No
 def test_a_foreign_folder_that_takes_the_place_of_a_result_is_not_replaced(tmp_path: Path) -> None:
     import shutil
 
-    from sightline.heatmap import whole_folder
+    from sightline.bundle import whole_folder
 
     folder = save([heatmap()], tmp_path / "out")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sightline.heatmap import unicode_text, whole_folder
+from sightline.bundle import png, whole_folder, write_manifest
+from sightline.heatmap import Prediction
 from sightline.models.view import View
 from sightline.render.overlay import Values, hatch
 from sightline.render.panel import Tile, fitted, percent, sheet
@@ -45,7 +45,7 @@ class Concepts:
         view: how it became the model's input.
         image: what to call the photograph.
         layer: where the activations were taken.
-        predictions: what the model says, as (label, probability).
+        predictions: what the model says, most probable first.
         model: its name; `provenance` where its weights come from.
         warnings: what limits the result, in sentences.
     """
@@ -58,7 +58,7 @@ class Concepts:
     view: View
     image: str
     layer: str
-    predictions: tuple[tuple[str, float], ...]
+    predictions: tuple[Prediction, ...]
     model: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class Concepts:
         for number, (one, classes) in enumerate(zip(placed, self.evoked, strict=True)):
             says = ", ".join(f"{evoked.label} {evoked.rise:+.2g}" for evoked in classes) or "no class"
             tiles.append(Tile(_painted(photo, [one], number), f"concept {number + 1}", f"alone it raises: {says}"))
-        says = ", ".join(f"{label} {percent(share)}" for label, share in self.predictions[:3])
+        says = ", ".join(f"{one.label} {percent(one.probability)}" for one in self.predictions[:3])
         grid = f"{self.maps.shape[1]}x{self.maps.shape[2]}"
         return sheet(
             [tiles[start : start + 3] for start in range(0, len(tiles), 3)],
@@ -94,7 +94,7 @@ class Concepts:
         return {
             "image": Path(self.image).name,
             "size": {"width": self.photo.width, "height": self.photo.height},
-            "predictions": [{"label": label, "probability": share} for label, share in self.predictions],
+            "predictions": [dataclasses.asdict(one) for one in self.predictions],
             "layer": self.layer,
             "grid": list(self.maps.shape[1:]),
             "missing": self.missing,
@@ -114,16 +114,11 @@ class Concepts:
             self.panel().save(place / "panel.png")
             np.save(place / "maps.npy", self.maps, allow_pickle=False)
             np.save(place / "directions.npy", self.directions, allow_pickle=False)
-            text = json.dumps({"schema": SCHEMA, **self.record()}, indent=2, ensure_ascii=False, allow_nan=False)
-            (place / "manifest.json").write_text(unicode_text(text) + "\n", encoding="utf-8")
+            write_manifest(place, {"schema": SCHEMA, **self.record()})
         return folder
 
     def _repr_png_(self) -> bytes:
-        from io import BytesIO
-
-        buffer = BytesIO()
-        self.panel().save(buffer, "PNG")
-        return buffer.getvalue()
+        return png(self.panel())
 
 
 def _painted(photo: Image.Image, placed: Sequence[Values], first: int = 0) -> Image.Image:

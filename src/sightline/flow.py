@@ -113,13 +113,12 @@ def compare(
     seen = run_once(adapter, x, sweep(adapter.module, x, adapter.folded) if layer == "all" else _names(layer))
     predictions = _predictions(adapter, seen[0])
     asked = [per_image(target, adapter, seen[0].output, 1) for target in targets]
-    gradients = any(one.needs != "activations" for one in chosen)
-    captures = [toward(seen, one) if gradients else seen for one in asked]
+    captures = [_toward(chosen, seen, one) for one in asked]
     found: list[Heatmap] = []
     left_out: list[str] = []
     for one in chosen:
         taken = {name: value for name, value in (options or {}).items() if name in one.options}
-        for group in _groups(len(seen), fuse):
+        for group in _groups(one, len(seen), fuse):
             for of_target, target in zip(captures, asked, strict=True):
                 here = [of_target[index] for index in group]
                 notes: list[str] = []
@@ -130,6 +129,8 @@ def compare(
                         raise
                     left_out.append(f"{one.name} is left out: {error}")
                     continue
+                if one.needs == "model" and layer is not None:
+                    notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
                 found.append(_heatmap(one, adapter, photo, meta, view, here, target[0], maps, predictions, notes))
     if not found:
         raise MethodError("; ".join(left_out))
@@ -157,7 +158,7 @@ def attribute(
         model: a module or adapter; never changed.
         method: as in `explain`.
         target: one for all images, or a list with exactly one an image; None is each image's predicted class.
-        layer: as in `explain`.
+        layer: as in `explain`; methods that look at the whole network (full-grad, refine-cam) make one map, whichever it is.
         options: of the method.
         memory_mb: as in `explain`.
         progress: as in `explain`.
@@ -172,13 +173,18 @@ def attribute(
     adapter = _adapter(model)
     chosen = find(method)
     if isinstance(x, Capture):
+        if layer not in (None, x.layer):
+            raise LayerError(
+                f"this capture is of layer {x.layer!r}, not of {layer!r}; capture that one, or leave layer out"
+            )
         seen = [x]
     else:
         check_input(x)
         seen = run_once(adapter, x, _names(layer))
     asked = per_image(target, adapter, seen[0].output, len(seen[0].activations))
-    captured = toward(seen, asked) if chosen.needs != "activations" else seen
-    maps = [_map(chosen, adapter, one, asked, options or {}, memory_mb, progress, []) for one in captured]
+    captured = _toward([chosen], seen, asked)
+    (group,) = _groups(chosen, len(seen), fuse=True)
+    maps = [_map(chosen, adapter, captured[at], asked, options or {}, memory_mb, progress, []) for at in group]
     return _fused(chosen, maps).to(seen[0].input.dtype)
 
 
@@ -219,7 +225,7 @@ def concepts(
     for one in rises:
         best = one.topk(min(3, len(one)))
         evoked.append(tuple(Evoked(int(k), adapter.label(int(k)), float(one[k])) for k in best.indices if one[k] > 0))
-    said = list(adapter.notes)
+    said = [*adapter.notes, *_about_sight(adapter, view, seen.layer)]
     if bool((seen.activations < 0).any()):
         said.append(f"layer {seen.layer} also has negative activations, which count as 0 here")
     return Concepts(
@@ -231,7 +237,7 @@ def concepts(
         view=view,
         image=meta["name"],
         layer=seen.layer,
-        predictions=tuple((one.label, one.probability) for one in _predictions(adapter, seen)),
+        predictions=_predictions(adapter, seen),
         model=adapter.name,
         provenance=adapter.provenance,
         warnings=(*said, *meta["notes"]),
@@ -323,7 +329,16 @@ def _names(layer: str | Sequence[str] | None) -> list[str | None]:
     return list(layer)
 
 
-def _groups(layers: int, fuse: bool) -> list[list[int]]:
+def _toward(methods: Sequence[Method], seen: Sequence[Capture], asked: Sequence[Asked]) -> Sequence[Capture]:
+    """The captures with what the methods need of a target: gradients, the scores alone, or nothing."""
+    needs = {one.needs for one in methods}
+    return seen if needs == {"activations"} else toward(seen, asked, gradients="gradients" in needs)
+
+
+def _groups(method: Method, layers: int, fuse: bool) -> list[list[int]]:
+    """The layers that one map is made of, for each map."""
+    if method.needs == "model":
+        return [[0]]  # looks at the whole network, whichever layer it starts from
     return [list(range(layers))] if fuse else [[index] for index in range(layers)]
 
 
@@ -360,54 +375,65 @@ def _heatmap(
 ) -> Heatmap:
     """One image's map, of one layer or fused, with everything that a person must know about it."""
     captured = captures[-1]
-    fused = _fused(method, maps)[0].detach().float().cpu()
-    raw, unit = fused, method.unit
+    raw = _fused(method, maps)[0].detach().float().cpu()
     signed = maps[0][0].detach().float().cpu() if len(maps) == 1 else raw
-    if len(maps) > 1:
-        unit = "own"
     score = float(captured.scores[0]) if captured.scores is not None else None
     chance = None
     if asked.index is not None:
         chance = float(probabilities(captured.output)[0, asked.index])
-    said = list(dict.fromkeys(notes))
-    if len(maps) > 1 and not method.class_specific:
-        said.append(f"{method.name} is not class-specific: it shows the same for every class")
-    if len(maps) == 1:
-        said += notices(
-            method,
-            captured,
-            raw.to(captured.activations.device),
-            signed,
-            is_probability=getattr(asked.score, "is_probability", False),
-        )
+    emptiness, about = [], []
+    for one, found in zip(captures, maps, strict=True):
+        own = _rectified(method, found)[0].detach().float()
+        highest = float(own.abs().max())
+        emptiness.append(floor(method, own, score or 0.0) / highest if highest > 0 else 1.0)
+        is_probability = getattr(asked.score, "is_probability", False)
+        about.append(notices(method, one, own, found[0].detach().float(), is_probability=is_probability))
+    common = [notice for notice in about[0] if all(notice in others for others in about)]
+    said = [*dict.fromkeys(notes), *common]
+    for one, special in zip(captures, about, strict=True):
+        said += [f"at layer {one.layer}: {notice}" for notice in special if notice not in common]
     said += _about_prediction(asked, predictions, captured)
-    if captured.layer == adapter.layer and adapter.layer_reason.endswith(NOT_ALL):
-        said.append(f"layer {captured.layer} was chosen, but {NOT_ALL}: evidence that goes past it is missing here")
-    if view.seen_share() < 0.25:
-        said.append(
-            f"the model saw only {percent(view.seen_share())} of the photograph; the rest was cut off before it"
-        )
+    whole = method.needs == "model"
+    chosen = len(captures) == 1 and captured.layer == adapter.layer
+    said += _about_sight(adapter, view, "" if whole else captured.layer)
     return Heatmap(
         raw=raw.numpy(),
         signed_raw=signed.numpy(),
-        scale=max(float(raw.abs().max()), floor(method, raw, score or 0.0) if len(maps) == 1 else 0.0),
+        # A map that counts as empty isn't stretched until it looks full.
+        scale=float(raw.abs().max()) * max(1.0, min(emptiness)),
         photo=photo,
         view=view,
         image=meta["name"],
         method=method.name,
         signed=method.signed,
-        unit=unit,
+        unit=method.unit if len(maps) == 1 else "own",
         label=asked.label,
         index=asked.index,
         score=score,
         probability=chance,
-        layer=" + ".join(one.layer for one in captures),
-        layer_reason=adapter.layer_reason if captured.layer == adapter.layer and len(maps) == 1 else "given",
+        layer="all layers" if whole else " + ".join(one.layer for one in captures),
+        layer_reason=f"{method.name} looks at the whole network"
+        if whole
+        else adapter.layer_reason
+        if chosen
+        else "given",
         predictions=predictions,
         model=adapter.name,
         provenance=adapter.provenance,
         warnings=(*adapter.notes, *said, *meta["notes"]),
     )
+
+
+def _about_sight(adapter: Adapter, view: View, layer: str) -> list[str]:
+    """What of the picture or of the network a map can't show."""
+    said = []
+    if layer == adapter.layer and adapter.layer_reason.endswith(NOT_ALL):
+        said.append(f"layer {layer} was chosen, but {NOT_ALL}: evidence that goes past it is missing here")
+    if view.seen_share() < 0.25:
+        said.append(
+            f"the model saw only {percent(view.seen_share())} of the photograph; the rest was cut off before it"
+        )
+    return said
 
 
 def _about_prediction(asked: Asked, predictions: tuple[Prediction, ...], captured: Capture) -> list[str]:

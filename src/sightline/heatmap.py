@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from sightline.bundle import png, unicode_text, whole_folder, write_manifest
 from sightline.errors import OutputError
 from sightline.models.view import View
 from sightline.render.overlay import Values, hatch, heat, overlay
@@ -151,11 +147,7 @@ class Heatmap:
         }
 
     def _repr_png_(self) -> bytes:
-        from io import BytesIO
-
-        buffer = BytesIO()
-        self.panel().save(buffer, "PNG")
-        return buffer.getvalue()
+        return png(self.panel())
 
     def _small(self) -> tuple[Image.Image, Values]:
         """Photograph and values at a tile's size; a view holds for any size of the same photograph."""
@@ -258,8 +250,7 @@ def save(
             else side_by_side(shown, style, colormap=colormap, same_scale=same_scale)
         )
         panel.save(place / "panel.png")
-        text = json.dumps(manifest(shown, records), indent=2, ensure_ascii=False, allow_nan=False)
-        (place / "manifest.json").write_text(unicode_text(text) + "\n", encoding="utf-8")
+        write_manifest(place, manifest(shown, records))
     return folder
 
 
@@ -271,12 +262,9 @@ def file_names(number: int, count: int) -> dict[str, str]:
 
 def manifest(heatmaps: Sequence[Heatmap], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a bundle holds and how it came about."""
-    from sightline import __version__
-
     first = heatmaps[0]
     return {
         "schema": SCHEMA,
-        "sightline": __version__,
         "image": Path(first.image).name,
         "size": {"width": first.photo.width, "height": first.photo.height},
         "predictions": [dataclasses.asdict(one) for one in first.predictions],
@@ -287,105 +275,6 @@ def manifest(heatmaps: Sequence[Heatmap], records: Sequence[Mapping[str, Any]]) 
         "model": {"name": first.model, **first.provenance},
         "view": dataclasses.asdict(first.view),
     }
-
-
-@contextmanager
-def whole_folder(folder: Path, force: bool) -> Iterator[Path]:
-    """A folder to write in that takes its name only when all is written; what stands there meanwhile is never lost."""
-    check_free(folder, force)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        place = folder.with_name(f".sightline-{secrets.token_hex(6)}")
-        place.mkdir()
-    except (OSError, ValueError) as error:
-        raise OutputError(_unwritable(folder, error)) from error
-    try:
-        yield place
-        for attempt in range(5):
-            try:
-                _exchange(place, folder) if force else _claim(place, folder)
-            except OSError as error:
-                # Another process came first; with `force` the last one wins.
-                if attempt == 4 or not force or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
-                    raise
-            else:
-                break
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(_unwritable(folder, error)) from error
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _claim(place: Path, folder: Path) -> None:
-    """Gives `place` its name, if that is still free."""
-    try:
-        folder.mkdir()  # fails where anything stands; an empty folder of our own can be replaced in one step
-    except FileExistsError as error:
-        raise OutputError(f"{folder} was made meanwhile; --force (force=True) replaces it") from error
-    try:
-        place.rename(folder)
-    except BaseException:
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-
-
-def _exchange(place: Path, folder: Path) -> None:
-    """Puts `place` where an earlier result stands, which is deleted last."""
-    old = place.with_name(f"{place.name}-old")
-    try:
-        if folder.exists() or folder.is_symlink():
-            folder.rename(old)
-            if not _is_ours(old):  # it came after the check
-                raise OutputError(
-                    f"{folder} is not a result of sightline and is not replaced; choose another place with -o"
-                )
-        place.rename(folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _unwritable(folder: Path, error: OSError | ValueError) -> str:
-    reason = (error.strerror if isinstance(error, OSError) else None) or error
-    return f"{folder} can't be written: {reason}. Choose another place with -o"
-
-
-def check_free(folder: Path, force: bool) -> None:
-    """Refuses a folder that exists, and with `force` one that is no bundle of ours."""
-    if "\0" in str(folder):
-        raise OutputError(f"{folder!s} can't be written: a name can't hold a zero byte. Choose another place with -o")
-    for parent in folder.parents:
-        if parent.exists() and not parent.is_dir():
-            raise OutputError(
-                f"{parent} is a file, not a folder, so that {folder} can't be written; choose another place with -o"
-            )
-    if not (folder.exists() or folder.is_symlink()):
-        return
-    if not force:
-        raise OutputError(f"{folder} exists; --force (force=True) replaces it, -o chooses another place")
-    if not _is_ours(folder):
-        raise OutputError(
-            f"{folder} is not a result of sightline and is not replaced, not even with --force; choose another place with -o"
-        )
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        schema = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["schema"]
-        return str(schema).startswith("sightline.") and not folder.is_symlink()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def unicode_text(text: str) -> str:
-    """Names may hold bytes that are no text, and characters that command a terminal; neither is written."""
-    text = text.encode("utf-8", "replace").decode()
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _layers(heatmaps: Sequence[Heatmap]) -> int:

@@ -25,6 +25,7 @@ ORDER = (
     "engine",
     "methods",
     "render",
+    "bundle",
     "heatmap",
     "concept",
     "flow",

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 import sightline
+from sightline.engine.probe import Probe
+from sightline.methods.gradient_cams import hires_cam
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -63,4 +66,14 @@ def test_a_bare_function_is_a_method() -> None:
     found = sightline.explain(PHOTO, model, method=mine)  # type: ignore[arg-type]
     assert found.method == "mine"
     assert found.signed
+    assert np.array_equal(found.raw, sightline.explain(PHOTO, model, method="hires-cam").raw)
+
+
+def test_a_bare_function_that_takes_a_probe_may_ask_again() -> None:
+    def mine(capture: sightline.Capture, probe: Probe) -> Tensor:
+        assert capture.gradients is None
+        return hires_cam(probe.toward(probe.asked.score))
+
+    model = sightline.load_model("bundled")
+    found = sightline.explain(PHOTO, model, method=mine)
     assert np.array_equal(found.raw, sightline.explain(PHOTO, model, method="hires-cam").raw)

@@ -25,7 +25,6 @@ from sightline.engine.targets import Asked, class_logit, resolve
 from sightline.errors import LayerError, MethodError, SightlineError
 from sightline.methods import list_methods
 from sightline.methods.factorise import factorise
-from sightline.methods.full_gradient import full_grad
 
 EXACT = 1e-10
 NEW = sorted(MORE_ORACLES)
@@ -165,9 +164,9 @@ def test_what_is_not_class_specific_is_the_same_for_every_class_and_says_so(meth
     model, x = net(), picture()
     maps = [found_by(method, model, x, target=index) for index in range(CLASSES)]
     assert all(np.array_equal(maps[0], other) for other in maps)
-    adapter = adapt(model.float(), layers=["act"], preprocess=lambda photo: torch.full((3, 8, 8), 0.3))
-    del adapter
-    assert not list_methods()[method].class_specific
+    adapter = adapt(model.float(), layers=["act"], preprocess=_to_tensor)
+    found = sightline.explain(PHOTO, adapter, method=method, target=1)
+    assert f"{method} is not class-specific: it shows the same for every class" in found.warnings
 
 
 # --------------------------------------------------------------------------------------------------- the head asked again
@@ -384,6 +383,9 @@ def test_bfloat16_is_said_with_how_far_the_scores_move() -> None:
     assert np.allclose(fast.raw, exact.raw, atol=0.05 * exact.raw.max())
 
 
+PHOTO = (np.random.default_rng(0).random((16, 16, 3)) * 255).astype(np.uint8)
+
+
 def _to_tensor(photo: Any) -> Tensor:
     return torch.from_numpy(np.array(photo.resize((8, 8)))).permute(2, 0, 1).float() / 255
 
@@ -460,11 +462,19 @@ def test_full_grad_says_how_much_of_the_score_it_leaves_out() -> None:
             return super().forward(x).exp()
 
     adapter = adapt(seeded(lambda: Hidden(nn.ReLU())), layers=["act"], preprocess=_to_tensor)
-    photo = (np.random.default_rng(0).random((16, 16, 3)) * 255).astype(np.uint8)
-    found = sightline.explain(photo, adapter, method="full-grad", target=1)
+    found = sightline.explain(PHOTO, adapter, method="full-grad", target=1)
     assert any("of the score out" in warning for warning in found.warnings)
     assert found.raw.shape == (8, 8)
-    assert full_grad.__doc__
+    assert (found.layer, found.layer_reason) == ("all layers", "full-grad looks at the whole network")
+    named = sightline.explain(PHOTO, adapter, method="full-grad", target=1, layer="last")
+    assert np.array_equal(named.raw, found.raw)
+    assert any("not at the layer that was named" in warning for warning in named.warnings)
+    several = sightline.compare(PHOTO, adapter, methods=["full-grad", "grad-cam"], layer=["act", "last"])
+    assert [(one.method, one.layer) for one in several] == [
+        ("full-grad", "all layers"),
+        ("grad-cam", "act"),
+        ("grad-cam", "last"),
+    ]
 
 
 class Stages(nn.Module):
@@ -543,10 +553,67 @@ def test_a_combined_method_has_the_options_of_its_base() -> None:
     assert not np.allclose(plain, changed)
 
 
-@pytest.mark.parametrize("wrong", [{"over": "rain"}, {"over": "noise", "samples": 0}, {"over": "scales", "scales": []}])
-def test_combine_refuses_what_makes_no_sense(wrong: dict[str, Any]) -> None:
-    with pytest.raises(MethodError, match=r"expected|must be"):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"over": "rain"}, "noise, flips, scales"),
+        ({"over": "noise", "samples": 0}, "samples is 0"),
+        ({"over": "noise", "samples": 2.5}, "samples is 2.5"),
+        ({"over": "noise", "noise": -1.0}, "noise -1.0"),
+        ({"over": "noise", "scales": [1.0]}, "no option 'scales'"),
+        ({"over": "flips", "samples": 3}, "no option 'samples' in combine over flips; there are none"),
+        ({"over": "scales", "scales": []}, r"scales is \[\]"),
+        ({"over": "scales", "scales": [1.0, 0.0]}, "above 0"),
+        ({"over": "scales", "scales": ["big"]}, "something like"),
+    ],
+)
+def test_combine_refuses_what_makes_no_sense(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(MethodError, match=said):
         combine("grad-cam", **wrong)
+
+
+@pytest.mark.parametrize("method", [one.name for one in list_methods().values() if one.needs in ("head", "input")])
+def test_what_needs_no_gradient_works_for_a_score_that_has_none(method: str) -> None:
+    def votes(logits: Tensor) -> Tensor:
+        return (logits[:, 1:2] > logits).double().sum(dim=1)
+
+    model, x = net(), picture()
+    if method in ("ablation-cam", "recipro-cam", "score-cam", "ss-cam", "is-cam"):
+        found = attribute(x, model, method=method, layer="act", target=votes)
+        assert torch.equal(
+            found, attribute(x, model, method=method, layer="act", target=lambda y: votes(y) + 0 * y[:, 0])
+        )
+        assert torch.isfinite(found).all()
+    else:
+        with pytest.raises(SightlineError, match=r"no gradient|compares a class|no logit"):
+            attribute(x, model, method=method, layer="act", target=votes)
+
+
+def test_a_capture_is_not_asked_for_another_layer() -> None:
+    model, x = net(), picture()
+    seen = sightline.capture(x, model, layer="act")
+    assert torch.equal(attribute(seen, model, layer="act", target=1), attribute(seen, model, target=1))
+    with pytest.raises(LayerError, match="of layer 'act', not of 'last'"):
+        attribute(seen, model, layer="last", target=1)
+
+
+def test_each_fused_layer_says_what_limits_its_map() -> None:
+    adapter = adapt(seeded(lambda: Bent(nn.ReLU())), layers=["act"], preprocess=_to_tensor)
+    (one, other), fused = (
+        sightline.compare(PHOTO, adapter, methods=["eigen-cam"], layer=["act", "last"]),
+        sightline.explain(PHOTO, adapter, method="eigen-cam", layer=["act", "last"]),
+    )
+    assert "eigen-cam is not class-specific: it shows the same for every class" in fused.warnings
+    apart = {
+        layer: sightline.explain(PHOTO, adapter, method="grad-cam", target=2, layer=layer).warnings
+        for layer in ("act", "last")
+    }
+    together = sightline.explain(PHOTO, adapter, method="grad-cam", target=2, layer=["act", "last"]).warnings
+    for layer, said in apart.items():
+        for warning in said:
+            assert warning in together or f"at layer {layer}: {warning}" in together
+    assert any(warning.startswith("at layer") for warning in together)
+    assert (one.layer, other.layer) == ("act", "last")
 
 
 def test_the_contrast_of_two_classes_by_name_is_the_margin() -> None:
@@ -721,8 +788,9 @@ def test_a_probe_asks_another_score_and_another_picture() -> None:
     a, g = said(model, other)
     again, _ = ask.other(other)
     same(again.activations[0].numpy(), a)
-    assert again.gradients is not None
-    same(again.gradients[0].numpy(), g)
+    assert again.gradients is None
+    assert again.scores is not None
+    assert math.isclose(float(again.scores), score_of(model, 1)(other[0].numpy()), abs_tol=EXACT)
     batch = ask.capture(torch.cat([x, other]))
     assert batch.gradients is not None
     same(batch.gradients[1].numpy(), g)

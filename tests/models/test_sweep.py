@@ -36,6 +36,8 @@ def test_stages_are_the_last_layers_of_each_resolution_up_to_the_default_one() -
     adapter = build("torchvision:resnet18", random_weights=True)
     module, x = adapter.module.eval(), sample_input(adapter)
     assert stages(module, x) == ["layer1", "layer2", "layer3", "layer4"]
+    late = build("torchvision:resnet50", random_weights=True).module.eval()
+    assert stages(late, x) == ["layer1", "layer2", "layer3", "layer4"], "not a branch of a block that strides late"
     assert stages(seeded(Plain), images(1)) == ["relu2"], "a network without stages has its default layer"
 
 

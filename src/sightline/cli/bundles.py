@@ -30,6 +30,7 @@ def write_bundles(
     fuse: bool,
     contrast: str | None,
     over: str | None,
+    over_options: Sequence[str],
     options: Sequence[str],
     memory_mb: float,
     top: int,
@@ -42,7 +43,7 @@ def write_bundles(
     as_json: bool,
 ) -> None:
     """The body of `explain` and `compare`. A picture that fails is told at the end, and the others go on; exit code 1."""
-    from sightline.heatmap import check_free
+    from sightline.bundle import check_free
 
     images = find_images(photos, folder)
     places = name_folders(images, folder)
@@ -61,7 +62,10 @@ def write_bundles(
         images, places = [image for image, _ in left], [place for _, place in left]
     for place in places:
         check_free(place, force)
-    given = dict(_option(text) for text in options)
+    given = dict(_option(text, "--option") for text in options)
+    settings = dict(_option(text, "--combine-option") for text in over_options)
+    if settings and over is None:
+        raise MethodError("--combine-option belongs to --combine; say what to average over: noise, flips or scales")
     _check_style(style, colormap)
     failed: list[tuple[Path, str]] = []
     done = 0
@@ -79,7 +83,7 @@ def write_bundles(
             chosen = None if names is None else [find(name) for name in names]
             check_options(chosen or [find(name) for name in one_pass()], given)
             if over is not None:
-                chosen = [combine(one, over) for one in chosen or [find(name) for name in one_pass()]]  # type: ignore[arg-type]
+                chosen = [combine(one, over, **settings) for one in chosen or [find(name) for name in one_pass()]]
             asked: list[Any] = list(targets) or [None]
             if contrast is not None:
                 asked = [margin(one, contrast) for one in asked]
@@ -205,10 +209,10 @@ def _say_json(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
     say(json.dumps(line))
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _option(text: str, flag: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise MethodError(f"--option {text!r}; expected NAME=VALUE, such as normalise=true")
+        raise MethodError(f"{flag} {text!r}; expected NAME=VALUE, such as samples=10")
     if name == "against":  # a class, also where its name is a number
         return name, value
     try:

@@ -25,7 +25,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Take what a layer sees apart into coloured concepts, each with its classes."""
-    from sightline.heatmap import check_free
+    from sightline.bundle import check_free
 
     place = output / f"{photo.stem}-concepts"
     check_free(place, force)

@@ -41,6 +41,12 @@ Contrast = Annotated[
 Over = Annotated[
     str | None, typer.Option("--combine", metavar="HOW", help="Average over altered pictures: noise, flips or scales.")
 ]
+OverOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--combine-option", metavar="NAME=VALUE", help="samples, noise, seed; or scales, such as scales=[0.5,1]."
+    ),
+]
 Memory = Annotated[
     int,
     typer.Option(
@@ -75,6 +81,7 @@ def run(
     layer: LayerNames = None,
     contrast: Contrast = None,
     combine: Over = None,
+    combine_option: OverOptions = None,
     option: Options = None,
     memory: Memory = 512,
     top: Top = 3,
@@ -100,6 +107,7 @@ def run(
         fuse=True,
         contrast=contrast,
         over=combine,
+        over_options=combine_option or [],
         memory_mb=memory,
         options=option or [],
         top=top,

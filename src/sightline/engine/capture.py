@@ -36,8 +36,8 @@ class Capture:
         input: what was fed in, (B, C, H, W).
         activations: (B, C, h, w), detached.
         output: what the model returned, as `Adapter.logits` gives it; still joined to the layer by the graph.
-        gradients: d score / d activations, (B, C, h, w); None until a target was asked for.
-        scores: the target's score of each image, (B,); None likewise.
+        gradients: d score / d activations, (B, C, h, w); None until they were asked for.
+        scores: the target's score of each image, (B,); None until a target was asked for.
         joint: the layer's output in the graph of `output`: the leaf where the graph begins, or a later place in it.
         finite: (stage, which images are free of NaN and infinity there (B,)), stage after stage.
         latest: the classes that were asked for last, and the answer: several methods then share one backward.
@@ -74,8 +74,8 @@ def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,))
     return [_captured(adapter, name, seen, output, x) for name in names]
 
 
-def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]:
-    """The captures with scores and gradients for one target per image; costs one backward through the head.
+def toward(captures: Sequence[Capture], asked: Sequence[Asked], gradients: bool = True) -> list[Capture]:
+    """The captures with scores and, unless left out, gradients for one target per image; costs one backward through the head.
 
     Raises:
         TargetError: the target fails, or gives something else than a score per image.
@@ -88,13 +88,19 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]
     joints: list[Any] = [joint_of(one) for one in captures]
     with isolated(captures[0].activations), torch.enable_grad():
         scores = score_of(asked, captures[0].output, batch)
+        if not gradients:
+            said = ("the score", finite_images(scores))
+            return [
+                dataclasses.replace(one, scores=scores.detach(), finite=(*one.finite, said), latest={})
+                for one in captures
+            ]
         if not scores.requires_grad:
             raise TargetError(
                 f"the score has no gradient: it doesn't depend on layer {captures[0].layer!r}, or the target or the model cuts "
                 "the graph (detach, argmax, no_grad, gradient checkpointing, quantised parts)"
             )
         try:
-            gradients = torch.autograd.grad(scores.sum(), joints, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(scores.sum(), joints, retain_graph=True, allow_unused=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -103,7 +109,7 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]
                 "changes of the output do this; switch them off"
             ) from error
     result = []
-    for one, gradient in zip(captures, gradients, strict=True):
+    for one, gradient in zip(captures, found, strict=True):
         if gradient is None:
             raise LayerError(
                 f"the score doesn't depend on layer {one.layer!r}: it doesn't lie on the way, or gradient checkpointing hides it (switch that off)"
@@ -113,11 +119,11 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked]) -> list[Capture]
             ("the score", finite_images(scores)),
             (f"the gradients at layer {one.layer!r}", finite_images(gradient)),
         )
-        found = dataclasses.replace(one, gradients=gradient.detach(), scores=scores.detach(), finite=finite, latest={})
+        answer = dataclasses.replace(one, gradients=gradient.detach(), scores=scores.detach(), finite=finite, latest={})
         if None not in classes:
             one.latest.clear()
-            one.latest[classes] = found
-        result.append(found)
+            one.latest[classes] = answer
+        result.append(answer)
     return result
 
 

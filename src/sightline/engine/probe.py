@@ -36,13 +36,13 @@ class Probe:
         score_head: what-if outputs of the layer (N, C, h, w) -> scores (N,), with the trunk run on the one image.
         output_head: the same -> what the model returns, as `Adapter.logits` gives it.
         score_grad: images (N, C, H, W) -> (scores (N,), d score / d image (N, C, H, W)).
-        capture: images (N, C, H, W) -> what the layer says to them, with scores and gradients.
-        other: another picture (1, C, H, W) -> its capture, and a probe of it.
+        capture: images (N, C, H, W) -> what the layer says to them, with scores and, unless left out, gradients.
+        other: another picture (1, C, H, W) -> its capture with scores, and a probe of it.
         stages: what the last layers of all resolutions say, the finest first, with gradients.
         toward: another score of the same image -> its capture, at the price of the head.
         curvature: target, V (1, C, h, w) -> the target's Hessian at the layer times V, at the price of the head.
         parts: the score taken apart into picture and biases.
-        steps: cuts N images into slices that fit into memory, and tells the person who waits how far it is.
+        steps: cuts N images into slices that fit into memory (or of a given size), and tells the person who waits how far it is.
         head_steps: the same for N grids.
         notes: what the method has to say about its result is appended here.
     """
@@ -53,14 +53,14 @@ class Probe:
     score_head: Callable[[Tensor], Tensor]
     output_head: Callable[[Tensor], Tensor]
     score_grad: Callable[[Tensor], tuple[Tensor, Tensor]]
-    capture: Callable[[Tensor], Capture]
+    capture: Callable[..., Capture]
     other: Callable[[Tensor], tuple[Capture, Probe]]
     stages: Callable[[], list[Capture]]
     toward: Callable[[Target], Capture]
     curvature: Callable[[Target, Tensor], Tensor]
     parts: Callable[[], Parts]
-    steps: Callable[[int], Iterator[slice]]
-    head_steps: Callable[[int], Iterator[slice]]
+    steps: Callable[..., Iterator[slice]]
+    head_steps: Callable[..., Iterator[slice]]
     notes: list[str] = field(default_factory=list)
 
 
@@ -162,15 +162,16 @@ def probe(
                 scores.append(values.detach())
         return torch.cat(scores), torch.cat(gradients)
 
-    def capture_of(images: Tensor) -> Capture:
+    def capture_of(images: Tensor, gradients: bool = True) -> Capture:
         found = []
         for part in images.split(batch):
             (one,) = capture(adapter, part, [layer])
-            found.append(dataclasses.replace(toward([one], [asked] * len(part))[0], output=None, joint=None, latest={}))
+            (one,) = toward([one], [asked] * len(part), gradients)
+            found.append(dataclasses.replace(one, output=None, joint=None, latest={}))
         return found[0] if len(found) == 1 else _joined(found)
 
     def other(picture: Tensor) -> tuple[Capture, Probe]:
-        one = toward(capture(adapter, picture, [layer]), [asked])[0]
+        (one,) = toward(capture(adapter, picture, [layer]), [asked], gradients=False)
         return one, probe(adapter, one, asked, memory_mb=memory_mb)
 
     def all_stages() -> list[Capture]:
@@ -197,8 +198,8 @@ def probe(
             (bent,) = torch.autograd.grad(gradient, joint, direction.to(gradient), retain_graph=True, allow_unused=True)
         return torch.zeros_like(direction) if bent is None else bent.detach()
 
-    def steps(size: int) -> Callable[[int], Iterator[slice]]:
-        def cut(total: int) -> Iterator[slice]:
+    def steps(fitting: int) -> Callable[..., Iterator[slice]]:
+        def cut(total: int, size: int = fitting) -> Iterator[slice]:
             for start in range(0, total, size):
                 if progress is not None:
                     progress(start, total)
@@ -246,6 +247,7 @@ def _joined(parts: list[Capture]) -> Capture:
     tensors: dict[str, Any] = {
         name: torch.cat([getattr(one, name) for one in parts])
         for name in ("input", "activations", "gradients", "scores")
+        if getattr(parts[0], name) is not None
     }
     finite = tuple(
         (stage, torch.cat([one.finite[at][1] for one in parts])) for at, (stage, _) in enumerate(parts[0].finite)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,70 +15,94 @@ from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.errors import MethodError
 from sightline.methods.gradient_cams import at_least_single, grad_cam_plus_plus
-from sightline.methods.registry import ONE_PASS, Function, Method, find, method, on_finest, run, share_of_maximum
+from sightline.methods.registry import (
+    ONE_PASS,
+    Function,
+    Method,
+    Needs,
+    check_settings,
+    find,
+    keywords,
+    method,
+    on_finest,
+    run,
+    share_of_maximum,
+)
 
-WAYS = ("noise", "flips", "scales")
+
+def _as_is(maps: Tensor) -> Tensor:
+    return maps
 
 
-def combine(
-    method: str | Function | Method,
-    over: Literal["noise", "flips", "scales"],
-    *,
-    samples: int = 25,
-    noise: float = 0.15,
-    scales: Sequence[float] = (0.75, 1.0, 1.25),
-    seed: int = 0,
-) -> Method:
+def _mirrored(maps: Tensor) -> Tensor:
+    return maps.flip(2)
+
+
+# An altered picture, and how a map of it lies on the original's grid.
+Copy = tuple[Tensor, Callable[[Tensor], Tensor]]
+
+
+def _over_noise(x: Tensor, *, samples: int = 25, noise: float = 0.15, seed: int = 0) -> list[Copy]:
+    if samples < 1 or noise < 0:
+        raise MethodError(f"samples is {samples} and noise {noise}; expected 1 or more, and 0 or more")
+    generator = torch.Generator().manual_seed(seed)
+    spread = noise * float(x.max() - x.min())
+    return [(x + spread * torch.randn(x.shape, generator=generator).to(x), _as_is) for _ in range(samples)]
+
+
+def _over_flips(x: Tensor) -> list[Copy]:
+    return [(x, _as_is), (x.flip(3), _mirrored)]
+
+
+def _over_scales(x: Tensor, *, scales: Sequence[float] = (0.75, 1.0, 1.25)) -> list[Copy]:
+    if min(scales) <= 0:
+        raise MethodError(f"scales is {list(scales)}; expected numbers above 0")
+    sizes = [tuple(max(1, round(side * factor)) for side in x.shape[2:]) for factor in scales]
+    return [
+        (F.interpolate(at_least_single(x), size, mode="bilinear", align_corners=False, antialias=True).to(x), _as_is)
+        for size in sizes
+    ]
+
+
+WAYS: dict[str, Callable[..., list[Copy]]] = {"noise": _over_noise, "flips": _over_flips, "scales": _over_scales}
+
+
+def combine(method: str | Function | Method, over: str, **settings: Any) -> Method:
     """The mean of a method's maps over altered copies of the picture, as a method.
 
     Args:
         method: name, function or method.
         over: "noise" (SmoothGrad's way), "flips" (the picture and its mirror image), or "scales".
-        samples: how many noisy copies.
-        noise: standard deviation of the noise, as a share of the picture's range.
-        scales: factors of the picture's size; for models that take any size.
-        seed: of the noise.
+        settings: for noise `samples` (25 noisy copies), `noise` (0.15, its standard deviation as a share of the picture's range)
+            and `seed` (0); for scales `scales` ((0.75, 1.0, 1.25), factors of the picture's size, for models that take any).
 
     Raises:
-        MethodError: no such way, or a number that makes no sense.
+        MethodError: no such way, or a setting that it doesn't have or that makes no sense.
 
     Source: Smilkov et al. 2017, arXiv:1706.03825, for noise.
     """
     base = find(method)
     if over not in WAYS:
         raise MethodError(f"over={over!r}; expected one of {', '.join(WAYS)}")
-    if samples < 1 or not noise >= 0 or not scales or min(scales) <= 0:
-        raise MethodError("samples must be 1 or more, noise 0 or more, and scales above 0")
-
-    def copies(x: Tensor) -> list[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-        """Altered pictures, and how a map of each lies on the original's grid."""
-        if over == "flips":
-            return [(x, _as_is), (x.flip(3), _mirrored)]
-        if over == "scales":
-            sizes = [tuple(max(1, round(side * factor)) for side in x.shape[2:]) for factor in scales]
-            return [
-                (
-                    F.interpolate(at_least_single(x), size, mode="bilinear", align_corners=False, antialias=True).to(x),
-                    _as_is,
-                )
-                for size in sizes
-            ]
-        generator = torch.Generator().manual_seed(seed)
-        spread = noise * float(x.max() - x.min())
-        return [(x + spread * torch.randn(x.shape, generator=generator).to(x), _as_is) for _ in range(samples)]
+    copies = WAYS[over]
+    check_settings(f"combine over {over}", keywords(copies), settings)
+    copies(torch.zeros(1, 1, 8, 8), **settings)  # says at once what makes no sense
 
     def combined(capture: Capture, probe: Probe, **options: Any) -> Tensor:
-        altered = copies(capture.input)
+        altered = copies(capture.input, **settings)
         maps = []
-        for part in probe.steps(len(altered)):
-            for picture, back in altered[part]:
-                if base.needs in ONE_PASS:
-                    found = run(base, probe.capture(picture), options)
-                else:
-                    seen, ask = probe.other(picture)
-                    found = run(base, seen, options, ask)
-                    probe.notes.extend(note for note in ask.notes if note not in probe.notes)
-                maps.append(back(found if base.signed else found.relu()))
+        one_pass = base.needs in ONE_PASS
+        together = one_pass and len({picture.shape for picture, _ in altered}) == 1
+        for part in probe.steps(len(altered)) if together else probe.steps(len(altered), 1):
+            pictures = torch.cat([picture for picture, _ in altered[part]])
+            if one_pass:
+                found = run(base, probe.capture(pictures, base.needs == "gradients"), options)
+            else:
+                seen, ask = probe.other(pictures)
+                found = run(base, seen, options, ask)
+                probe.notes.extend(note for note in ask.notes if note not in probe.notes)
+            found = found if base.signed else found.relu()
+            maps += [back(one[None]) for one, (_, back) in zip(found, altered[part], strict=True)]
         # On the layer's own grid, which other scales leave; a map of the whole picture keeps the first copy's.
         grid = maps[0].shape[1:] if base.needs == "model" else capture.activations.shape[2:]
         resized = [
@@ -93,15 +117,8 @@ def combine(
     two = [one for one in inspect.signature(combined).parameters.values() if one.kind is not one.VAR_KEYWORD]
     combined.__signature__ = inspect.Signature([*two, *kept])  # type: ignore[attr-defined]
     combined.__doc__ = base.function.__doc__
-    return dataclasses.replace(base, name=f"{base.name} over {over}", function=combined, needs="model")
-
-
-def _as_is(maps: Tensor) -> Tensor:
-    return maps
-
-
-def _mirrored(maps: Tensor) -> Tensor:
-    return maps.flip(2)
+    needs: Needs = "input" if base.needs in ONE_PASS else base.needs
+    return dataclasses.replace(base, name=f"{base.name} over {over}", function=combined, needs=needs)
 
 
 @method(

@@ -74,8 +74,14 @@ class Method:
     @property
     def options(self) -> dict[str, Any]:
         """Names and defaults of its options, from its signature."""
-        parameters = list(inspect.signature(self.function).parameters.values())
-        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+        return keywords(self.function)
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """Names and defaults of what a function takes by keyword only."""
+    return {
+        one.name: one.default for one in inspect.signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY
+    }
 
 
 _REGISTRY: dict[str, Method] = {}
@@ -118,16 +124,23 @@ def one_pass() -> list[str]:
 
 
 def find(name: str | Function | Method) -> Method:
-    """The method of this name; a bare function counts as a signed method of one pass with gradients."""
+    """The method of this name; a bare function counts as a signed method in a unit of its own.
+
+    One of a capture alone gets gradients from one pass; one of a capture and a probe gets the score, and asks for the rest.
+    """
     if isinstance(name, Method):
         return name
     if callable(name):
         registered = [one for one in _REGISTRY.values() if one.function is name]
-        return (
-            registered[0]
-            if registered
-            else Method(getattr(name, "__name__", "own method"), name, "gradients", signed=True)
-        )
+        if registered:
+            return registered[0]
+        given = [
+            one
+            for one in inspect.signature(name).parameters.values()
+            if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]
+        needs: Needs = "input" if len(given) > 1 else "gradients"
+        return Method(getattr(name, "__name__", "own method"), name, needs, signed=True)
     known = _REGISTRY if name in _REGISTRY else list_methods()
     if name in known:
         return known[name]
@@ -137,20 +150,26 @@ def find(name: str | Function | Method) -> Method:
 def check_options(chosen: Sequence[Method], options: Mapping[str, Any]) -> None:
     """Refuses an option that none of the methods has."""
     known = {name: default for one in chosen for name, default in one.options.items()}
-    for name in options:
+    check_settings(", ".join(one.name for one in chosen), known, options)
+
+
+def check_settings(of: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuses a setting that isn't known, or is of another kind than its default."""
+    for name, value in given.items():
         if name not in known:
-            names = ", ".join(one.name for one in chosen)
             shown = ", ".join(f"{key}={default!r}" for key, default in known.items())
-            raise MethodError(
-                f"no option {name!r} in {names}; " + (f"there is: {shown}" if shown else "there are none")
-            )
-        given, default = options[name], known[name]
-        fits = isinstance(given, type(default)) and isinstance(given, bool) == isinstance(default, bool)
-        if isinstance(default, float):
-            fits = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-        if not fits:
+            raise MethodError(f"no option {name!r} in {of}; " + (f"there is: {shown}" if shown else "there are none"))
+        if not _alike(value, known[name]):
             expected = "true or false" if isinstance(known[name], bool) else f"something like {known[name]!r}"
-            raise MethodError(f"option {name} is {options[name]!r}; expected {expected}")
+            raise MethodError(f"option {name} is {value!r}; expected {expected}")
+
+
+def _alike(value: Any, default: Any) -> bool:
+    if isinstance(default, list | tuple):
+        return isinstance(value, list | tuple) and len(value) > 0 and all(_alike(one, default[0]) for one in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def run(chosen: Method, capture: Capture, options: Mapping[str, Any], probe: Probe | None = None) -> Tensor:

@@ -29,7 +29,7 @@ def cam(capture: Capture, probe: Probe) -> Tensor:
 
     Differs: torch-cam takes the weights of whichever linear layer it finds, and does not look what lies between.
     """
-    a, g = activations_and_gradients(capture)
+    a, g = activations_and_gradients(probe.toward(probe.asked.score))
     weights = g.sum(dim=(0, 2, 3))  # Z * dy/dA of any cell
     size = a.abs().mean().clamp(min=1e-3)
     noise = torch.randn((2, *a.shape[1:]), generator=torch.Generator().manual_seed(0)).to(a) * size
@@ -246,12 +246,8 @@ def shapley_cam(capture: Capture, probe: Probe, *, rest: bool = True) -> Tensor:
     """
     index = probe.asked.index
     a = at_least_single(capture.activations)
-    if rest and index is not None:
-        target = residual_score(index)
-        seen = probe.toward(target)
-    else:
-        seen, target = capture, probe.asked.score
-    _, g = activations_and_gradients(seen)
+    target = residual_score(index) if rest and index is not None else probe.asked.score
+    _, g = activations_and_gradients(probe.toward(target))
     bent = at_least_single(probe.curvature(target, capture.activations))
     return weighted_sum((g - bent / 2).mean(dim=(2, 3))[0], a)
 

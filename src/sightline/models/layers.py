@@ -106,7 +106,7 @@ def sweep(model: nn.Module, x: Tensor, without: Collection[str] = (), most: int 
 
 
 def stages(model: nn.Module, x: Tensor, without: Collection[str] = ()) -> list[str]:
-    """The last layer of each resolution up to the default layer, the finest first; the stem is left out.
+    """Of each resolution the last layer that carries all that reaches the output, the finest first; the stem is left out.
 
     Raises:
         LayerError: as `choose`.
@@ -116,12 +116,13 @@ def stages(model: nn.Module, x: Tensor, without: Collection[str] = ()) -> list[s
     if last is None:
         choose(model, x)  # raises, with the reason
         last = len(found) - 1
+    # A branch inside a block that strides late still has the resolution of the block before, but not all of what it says.
     ends: dict[tuple[int, int], str] = {}
-    for one in found[: last + 1]:
-        if one.name not in without and one.grid[0] * 4 <= x.shape[2]:
-            ends.pop(one.grid, None)
+    for one in reversed(found[:last]):
+        fine = one.grid != found[last].grid and one.grid[0] * 4 <= x.shape[2]
+        if fine and one.grid not in ends and one.name not in without and _carries_all(model, one.name, x):
             ends[one.grid] = one.name
-    return list(ends.values()) or [found[last].name]
+    return [*reversed(ends.values()), found[last].name]
 
 
 def grid_of(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -228,9 +229,14 @@ def _chosen(model: nn.Module, events: list[_Event], x: Tensor) -> Layer:
 def _carries_all(model: nn.Module, name: str, x: Tensor) -> bool:
     """Whether the output no longer depends on the input once this layer's grid is silenced; True where it can't be tried."""
 
-    def silence(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def silence(_module: nn.Module, args: Any, output: Any) -> Any:
         grid = only_grid(output)
-        return output if grid is None else with_grid(output, torch.zeros_like(grid))
+        if grid is None:
+            return output
+        if any(one is grid for one in args):  # works in place: whoever else holds that tensor must see it silenced, too
+            grid.zero_()
+            return output
+        return with_grid(output, torch.zeros_like(grid))
 
     two = torch.cat([x[:1], 0.5 - x[:1].flip(3)])
     try:

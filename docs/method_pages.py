@@ -44,9 +44,11 @@ def page(one: Method) -> str:
     if "Formula" in parts:
         lines += ["## Definition", "", parts["Formula"], ""]
     signed = (
-        "Signed: red (above 0) speaks for, blue (below 0) against."
-        if one.signed
-        else "Never negative: what is below 0 is cut."
+        "Never negative: what is below 0 is cut."
+        if not one.signed
+        else "Signed: red (above 0) speaks for, blue (below 0) against."
+        if one.class_specific
+        else "Signed: red (above 0) and blue (below 0) are two opposite patterns, which speak neither for nor against a class."
     )
     unit = (
         "in units of the score, comparable with other methods"

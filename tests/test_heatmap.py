@@ -57,7 +57,7 @@ def test_the_texts_name_class_probability_method_layer_grid_model_and_raw_maximu
 
 
 def test_a_target_that_is_no_class_is_titled_with_its_value() -> None:
-    assert heatmap(index=None, probability=None, label="margin", score=-1.23456).title() == "margin, -1.23"
+    assert heatmap(index=None, probability=None, label="margin", score=-1.23456).title() == "margin, score -1.23"
 
 
 def test_the_panel_says_all_that_is_needed_to_read_it(drawn: list[dict[str, Any]]) -> None:
@@ -189,10 +189,10 @@ def test_side_by_side_has_a_row_for_each_method_and_a_column_for_each_target(dra
     ]
     side_by_side(maps)
     titles = [[tile.title for tile in row] for row in drawn[0]["rows"]]
-    assert titles == [["photograph", "tabby, 59 %", "lynx, 59 %"], ["tabby, 59 %", "lynx, 59 %"]]
+    assert titles == [["photograph", "tabby, 59 %", "lynx, 59 %"], ["", "tabby, 59 %", "lynx, 59 %"]]
     notes = [tile.note for row in drawn[0]["rows"] for tile in row]
     assert sum("grad-cam" in note for note in notes) == 2
-    assert all("highest 0.5" in note for note in notes[1:])
+    assert sum("highest 0.5" in note for note in notes) == 4
 
 
 def test_side_by_side_of_many_methods_is_no_tower() -> None:
@@ -202,7 +202,7 @@ def test_side_by_side_of_many_methods_is_no_tower() -> None:
 
 def test_side_by_side_says_each_warning_once_and_of_which_map(drawn: list[dict[str, Any]]) -> None:
     side_by_side([heatmap(), heatmap(method="layer-cam", warnings=("the model is not sure", "another"))])
-    assert drawn[0]["warnings"] == ["the model is not sure", "layer-cam: another"]
+    assert drawn[0]["warnings"] == ["the model is not sure", "another (layer-cam)"]
 
 
 def test_side_by_side_does_not_say_more_than_a_person_reads(drawn: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ _HOME = {
     "Capture": "engine.capture",
     "Concepts": "concept",
     "Heatmap": "heatmap",
+    "Look": "flow",
     "Method": "methods.registry",
     "Probe": "engine.probe",
     "SightlineError": "errors",
@@ -27,6 +28,7 @@ _HOME = {
     "explain": "flow",
     "list_methods": "methods",
     "load_model": "models.load",
+    "look": "flow",
     "log_probability": "engine.targets",
     "margin": "engine.targets",
     "method": "methods.registry",
@@ -61,11 +63,13 @@ if TYPE_CHECKING:
     from sightline.engine.targets import margin as margin
     from sightline.engine.targets import probability as probability
     from sightline.errors import SightlineError as SightlineError
+    from sightline.flow import Look as Look
     from sightline.flow import attribute as attribute
     from sightline.flow import capture as capture
     from sightline.flow import compare as compare
     from sightline.flow import concepts as concepts
     from sightline.flow import explain as explain
+    from sightline.flow import look as look
     from sightline.heatmap import Heatmap as Heatmap
     from sightline.heatmap import save as save
     from sightline.heatmap import share_scale as share_scale

@@ -51,7 +51,7 @@ def _claim(place: Path, folder: Path) -> None:
     try:
         folder.mkdir()  # fails where anything stands; an empty folder of our own can be replaced in one step
     except FileExistsError as error:
-        raise OutputError(f"{folder} was made meanwhile; --force (force=True) replaces it") from error
+        raise OutputError(f"{folder} was made meanwhile; --force replaces it (in Python force=True)") from error
     try:
         place.rename(folder)
     except BaseException:
@@ -95,7 +95,7 @@ def check_free(folder: Path, force: bool) -> None:
     if not (folder.exists() or folder.is_symlink()):
         return
     if not force:
-        raise OutputError(f"{folder} exists; --force (force=True) replaces it, -o chooses another place")
+        raise OutputError(f"{folder} exists; --force replaces it (in Python force=True), -o chooses another place")
     if not _is_ours(folder):
         raise OutputError(
             f"{folder} is not a result of sightline and is not replaced, not even with --force; choose another place with -o"

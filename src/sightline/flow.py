@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from sightline.concept import Concepts, Evoked
@@ -16,7 +18,7 @@ from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB, Progress, probe
 from sightline.engine.targets import Asked, TargetSpec, are_independent, is_normalised, per_image, probabilities, table
 from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError, SightlineError
-from sightline.heatmap import Heatmap, Prediction, share_scale
+from sightline.heatmap import ALL_LAYERS, Heatmap, Prediction, share_scale
 from sightline.methods.factorise import factorise
 from sightline.methods.notices import floor, notices, same_map
 from sightline.methods.registry import ONE_PASS, Function, Method, check_options, find, one_pass, run
@@ -29,8 +31,30 @@ from sightline.render.panel import percent
 Model = str | nn.Module | Adapter
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A photograph that a model has looked at; `explain` and `compare` then ask for any class at the price of the head.
+
+    Attributes:
+        adapter: the model.
+        photo: the photograph, upright RGB; `meta` what else is known of it.
+        view: how it became the model's input.
+        captures: what the layers said, one each.
+        predictions: what the model says, most probable first.
+        named: whether somebody named the layers.
+    """
+
+    adapter: Adapter
+    photo: Image.Image
+    meta: ImageMeta
+    view: View
+    captures: tuple[Capture, ...]
+    predictions: tuple[Prediction, ...]
+    named: bool = False
+
+
 def explain(
-    image: Source,
+    image: Source | Look,
     model: Model = "bundled",
     *,
     method: str | Function | Method = "grad-cam",
@@ -43,7 +67,7 @@ def explain(
     """Shows which part of a photograph raised the model's score for a class.
 
     Args:
-        image: path, bytes, PIL image, or array (H, W, 3).
+        image: path, bytes, PIL image, or array (H, W, 3); or what `look` returned, and then no model and layer.
         model: from `load_model` or `adapt`, or a name (loaded anew at each call).
         method: a name (`sightline methods`), a function from `Capture` to a map (1, h, w), or what `combine` returns.
         target: class index, class name or a unique part of it, a function from logits (B, K) to scores (B,), or None for
@@ -70,7 +94,7 @@ def explain(
 
 
 def compare(
-    image: Source,
+    image: Source | Look,
     model: Model = "bundled",
     *,
     methods: Sequence[str | Function | Method] | None = None,
@@ -87,7 +111,7 @@ def compare(
     Args:
         image: as in `explain`.
         model: as in `explain`.
-        methods: names or functions; every registered method of one pass when left out.
+        methods: names or functions; every registered method of one pass when left out, for several layers grad-cam alone.
         targets: several targets for this one photograph, each as in `explain`.
         layer: one or several names; "all" for a sweep through the network.
         options: given to every method that has them.
@@ -101,17 +125,21 @@ def compare(
     """
     if not isinstance(targets, list | tuple) or isinstance(methods, str):
         raise ModelError("methods and targets of compare are lists, such as ['grad-cam'] and ['tabby', None]")
-    chosen = [find(name) for name in (one_pass() if methods is None else methods)]
+    several_layers = layer == "all" or not isinstance(layer, str | None)
+    default = ["grad-cam"] if several_layers and not fuse else one_pass()
+    chosen = [find(name) for name in (default if methods is None else methods)]
     if not chosen or not targets:
         raise ModelError("nothing to compare: give at least one method and one target")
     check_options(chosen, options or {})
-    adapter = _adapter(model)
-    photo, meta = read_image(image)
-    x, view = _input(adapter, photo)
     if layer == "all" and fuse:
         raise LayerError("a sweep over all layers is for compare, side by side; name the layers to fuse")
-    seen = run_once(adapter, x, sweep(adapter.module, x, adapter.folded) if layer == "all" else _names(layer))
-    predictions = _predictions(adapter, seen[0])
+    if isinstance(image, Look):
+        if model not in ("bundled", image.adapter) or layer is not None:
+            raise ModelError("what `look` returned has its model and layers; leave model and layer out")
+        looked = image
+    else:
+        looked = look(image, model, layer=layer)
+    adapter, seen = looked.adapter, looked.captures
     asked = [per_image(target, adapter, seen[0].output, 1) for target in targets]
     captures = [_toward(chosen, seen, one) for one in asked]
     found: list[Heatmap] = []
@@ -129,14 +157,31 @@ def compare(
                         raise
                     left_out.append(f"{one.name} is left out: {error}")
                     continue
-                if one.needs == "model" and layer is not None:
+                if one.needs == "model" and looked.named:
                     notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
-                found.append(_heatmap(one, adapter, photo, meta, view, here, target[0], maps, predictions, notes))
+                found.append(_heatmap(one, looked, here, target[0], maps, notes))
     if not found:
         raise MethodError("; ".join(left_out))
     if left_out:
         found = [dataclasses.replace(one, warnings=(*one.warnings, *dict.fromkeys(left_out))) for one in found]
     return share_scale(_mark_equal(found)) if same_scale else _mark_equal(found)
+
+
+def look(image: Source, model: Model = "bundled", *, layer: str | Sequence[str] | None = None) -> Look:
+    """Runs the model once on a photograph, and keeps what it takes to explain any class of it.
+
+    Args:
+        image: path, bytes, PIL image, or array (H, W, 3).
+        model: as in `explain`.
+        layer: as in `compare`.
+    """
+    adapter = _adapter(model)
+    photo, meta = read_image(image)
+    x, view = _input(adapter, photo)
+    seen = run_once(
+        adapter, x, sweep(adapter.module, x, adapter.folded, logits=adapter.logits) if layer == "all" else _names(layer)
+    )
+    return Look(adapter, photo, meta, view, tuple(seen), _predictions(adapter, seen[0]), named=layer is not None)
 
 
 def attribute(
@@ -173,7 +218,9 @@ def attribute(
     adapter = _adapter(model)
     chosen = find(method)
     if isinstance(x, Capture):
-        if layer not in (None, x.layer):
+        if x.module is not adapter.module:
+            raise ModelError("this capture is of another model; give the one that it was made with")
+        if _names(layer) not in ([None], [x.layer]):
             raise LayerError(
                 f"this capture is of layer {x.layer!r}, not of {layer!r}; capture that one, or leave layer out"
             )
@@ -185,7 +232,7 @@ def attribute(
     captured = _toward([chosen], seen, asked)
     (group,) = _groups(chosen, len(seen), fuse=True)
     maps = [_map(chosen, adapter, captured[at], asked, options or {}, memory_mb, progress, []) for at in group]
-    return _fused(chosen, maps).to(seen[0].input.dtype)
+    return _fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
 
 
 def concepts(
@@ -208,10 +255,8 @@ def concepts(
         layer: as in `explain`, one.
         seed: of the factorisation's start.
     """
-    adapter = _adapter(model)
-    photo, meta = read_image(image)
-    x, view = _input(adapter, photo)
-    (seen,) = run_once(adapter, x, [layer])
+    looked = look(image, model, layer=None if layer is None else [layer])
+    adapter, view, (seen,) = looked.adapter, looked.view, looked.captures
     table(seen.output)
     for stage, free in seen.finite:
         if not free.all():
@@ -233,14 +278,14 @@ def concepts(
         directions=found.directions.float().cpu().numpy(),
         evoked=tuple(evoked),
         missing=found.missing,
-        photo=photo,
+        photo=looked.photo,
         view=view,
-        image=meta["name"],
+        image=looked.meta["name"],
         layer=seen.layer,
-        predictions=_predictions(adapter, seen),
+        predictions=looked.predictions,
         model=adapter.name,
         provenance=adapter.provenance,
-        warnings=(*said, *meta["notes"]),
+        warnings=(*said, *looked.meta["notes"]),
     )
 
 
@@ -280,8 +325,9 @@ def _predictions(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Pred
     if adapter.labels is not None and len(adapter.labels) != len(shares):
         one = "; a model with one output has one name: what a high score means" if len(shares) == 1 else ""
         raise ModelError(f"{adapter.name} has {len(shares)} classes, and {len(adapter.labels)} labels were given{one}")
-    best = shares.nan_to_num(-1).topk(min(count, len(shares)))
-    return tuple(Prediction(int(index), adapter.label(int(index)), float(shares[index])) for index in best.indices)
+    # By the output itself, as the default target is chosen: probabilities round, and then many are equal.
+    best = table(seen.output)[0].detach().argsort(descending=True, stable=True)[:count].tolist()
+    return tuple(Prediction(index, adapter.label(index), float(shares[index])) for index in best)
 
 
 def _map(
@@ -309,12 +355,13 @@ def _map(
     return maps
 
 
-def _fused(method: Method, maps: Sequence[Tensor]) -> Tensor:
+def _fused(method: Method, captures: Sequence[Capture], maps: Sequence[Tensor]) -> Tensor:
     """The rectified map, or one made of those of several layers."""
     if len(maps) == 1:
         return _rectified(method, maps[0])
-    shallow_first = sorted(maps, key=lambda one: -one.shape[1] * one.shape[2])
-    return method.fuse([_rectified(method, one) for one in shallow_first])
+    # The finest first; those of one grid in the order in which they ran.
+    order = sorted(range(len(maps)), key=lambda at: (-maps[at].shape[1] * maps[at].shape[2], captures[at].place))
+    return method.fuse([_rectified(method, maps[at]) for at in order])
 
 
 def _rectified(method: Method, maps: Tensor) -> Tensor:
@@ -324,8 +371,12 @@ def _rectified(method: Method, maps: Tensor) -> Tensor:
 def _names(layer: str | Sequence[str] | None) -> list[str | None]:
     if isinstance(layer, str | None):
         return [layer]
+    if not isinstance(layer, list | tuple) or not all(isinstance(one, str) for one in layer):
+        raise LayerError(f"layer is {layer!r}; expected a name or a list of names: sightline layers MODEL")
     if not layer:
         raise LayerError("layer is an empty list; name one, or leave it out")
+    if "all" in layer and len(layer) > 1:
+        raise LayerError("'all' stands for every layer and takes no other beside it")
     return list(layer)
 
 
@@ -363,19 +414,15 @@ def _check_finite(method: Method, adapter: Adapter, captured: Capture, maps: Ten
 
 def _heatmap(
     method: Method,
-    adapter: Adapter,
-    photo: Any,
-    meta: ImageMeta,
-    view: View,
+    looked: Look,
     captures: Sequence[Capture],
     asked: Asked,
     maps: Sequence[Tensor],
-    predictions: tuple[Prediction, ...],
     notes: Sequence[str],
 ) -> Heatmap:
     """One image's map, of one layer or fused, with everything that a person must know about it."""
-    captured = captures[-1]
-    raw = _fused(method, maps)[0].detach().float().cpu()
+    adapter, view, captured = looked.adapter, looked.view, captures[-1]
+    raw = _fused(method, captures, maps)[0].detach().float().cpu()
     signed = maps[0][0].detach().float().cpu() if len(maps) == 1 else raw
     score = float(captured.scores[0]) if captured.scores is not None else None
     chance = None
@@ -392,7 +439,7 @@ def _heatmap(
     said = [*dict.fromkeys(notes), *common]
     for one, special in zip(captures, about, strict=True):
         said += [f"at layer {one.layer}: {notice}" for notice in special if notice not in common]
-    said += _about_prediction(asked, predictions, captured)
+    said += _about_prediction(asked, looked.predictions, captured)
     whole = method.needs == "model"
     chosen = len(captures) == 1 and captured.layer == adapter.layer
     said += _about_sight(adapter, view, "" if whole else captured.layer)
@@ -401,9 +448,9 @@ def _heatmap(
         signed_raw=signed.numpy(),
         # A map that counts as empty isn't stretched until it looks full.
         scale=float(raw.abs().max()) * max(1.0, min(emptiness)),
-        photo=photo,
+        photo=looked.photo,
         view=view,
-        image=meta["name"],
+        image=looked.meta["name"],
         method=method.name,
         signed=method.signed,
         unit=method.unit if len(maps) == 1 else "own",
@@ -411,16 +458,16 @@ def _heatmap(
         index=asked.index,
         score=score,
         probability=chance,
-        layer="all layers" if whole else " + ".join(one.layer for one in captures),
+        layer=ALL_LAYERS if whole else " + ".join(one.layer for one in captures),
         layer_reason=f"{method.name} looks at the whole network"
         if whole
         else adapter.layer_reason
         if chosen
         else "given",
-        predictions=predictions,
+        predictions=looked.predictions,
         model=adapter.name,
         provenance=adapter.provenance,
-        warnings=(*adapter.notes, *said, *meta["notes"]),
+        warnings=(*adapter.notes, *said, *looked.meta["notes"]),
     )
 
 
@@ -442,6 +489,8 @@ def _about_prediction(asked: Asked, predictions: tuple[Prediction, ...], capture
         first = predictions[0]
         if asked.index != first.index:
             said.append(f"{asked.label!r} is not what the model says; it says {first.label!r}")
+        elif first.probability < 1.001 * predictions[-1].probability:
+            said.append("the model hardly tells its classes apart: the first ones are as good as equal")
         elif first.probability < 0.5:
             said.append(f"the model is not sure: its best guess has only {percent(first.probability)}")
     if len(predictions) == 1 and predictions[0].probability < 0.5:

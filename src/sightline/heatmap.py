@@ -18,8 +18,11 @@ from sightline.errors import OutputError
 from sightline.models.view import View
 from sightline.render.overlay import Values, hatch, heat, overlay
 from sightline.render.panel import Key, Tile, fitted, percent, sheet
+from sightline.render.viewer import Pane, fragment, shrunk, viewer_data
 
 SCHEMA = "sightline.bundle/1"
+# The layer of methods that look at the whole network.
+ALL_LAYERS = "all layers"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Heatmap:
         return sheet(
             [tiles],
             heading=f"{Path(self.image).name}: {self.title()}",
-            captions=[f"The model says: {says}", self.caption(), *_about_style(style)],
+            captions=[f"The model says: {says}", self.caption(), *_about_style(style), *_about_signs([self])],
             warnings=self.warnings,
             keys=[_key(self, colormap)],
         )
@@ -114,14 +117,16 @@ class Heatmap:
         """The target and its probability, in a few words."""
         if self.probability is not None:
             return f"{self.label}, {percent(self.probability)}"
-        return self.label if self.score is None else f"{self.label}, {self.score:.3g}"
+        return self.label if self.score is None else f"{self.label}, score {self.score:.3g}"
+
+    def where(self) -> str:
+        """The layer or layers, in words."""
+        return self.layer if self.layer == ALL_LAYERS else f"layer {self.layer}"
 
     def caption(self) -> str:
         """Method, layer, grid and model, in one line."""
         grid = f"{self.raw.shape[0]}x{self.raw.shape[1]} grid, upsampled"
-        return (
-            f"{self.method} at layer {self.layer} ({grid}), model {self.model}, highest raw value {self.evidence:.3g}"
-        )
+        return f"{self.method} at {self.where()} ({grid}), model {self.model}, highest raw value {self.evidence:.3g}"
 
     def save(
         self, folder: str | os.PathLike[str], *, style: str = "heat", colormap: str | None = None, force: bool = False
@@ -146,6 +151,9 @@ class Heatmap:
             "files": dict(files or {}),
         }
 
+    def _repr_html_(self) -> str:
+        return fragment(viewer([self]), self._small_overlay())
+
     def _repr_png_(self) -> bytes:
         return png(self.panel())
 
@@ -153,6 +161,10 @@ class Heatmap:
         """Photograph and values at a tile's size; a view holds for any size of the same photograph."""
         photo = fitted(self.photo)
         return photo, dataclasses.replace(self.view, photo=photo.size).place(self.raw)
+
+    def _small_overlay(self) -> Image.Image:
+        photo, values = self._small()
+        return overlay(photo, values, self.scale, signed=self.signed)
 
     def _size_note(self) -> str:
         share = self.view.seen_share()
@@ -197,7 +209,10 @@ def side_by_side(
             flat.insert(0, Tile(first._small()[0], "photograph", first._size_note()))
         lines = [flat[start : start + 4] for start in range(0, len(flat), 4)]
     elif len(photos) == 1:
-        lines[0].insert(0, Tile(first._small()[0], "photograph", first._size_note()))
+        photo = first._small()[0]
+        lines[0].insert(0, Tile(photo, "photograph", first._size_note()))
+        for line in lines[1:]:  # empty, so that the columns stay under each other
+            line.insert(0, Tile(Image.new("RGB", photo.size, "white"), ""))
     says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:3])
     grids = sorted({f"{one.raw.shape[0]}x{one.raw.shape[1]}" for one in shown})
     return sheet(
@@ -212,10 +227,32 @@ def side_by_side(
                 else "each map is stretched to its own maximum: strengths do not compare"
             ),
             *_about_style(style),
+            *_about_signs(shown),
         ],
         warnings=cautions(shown),
         keys=_keys(shown, same_scale, colormap),
     )
+
+
+def viewer(heatmaps: Sequence[Heatmap], *, style: str = "heat") -> dict[str, Any]:
+    """Maps of ONE photograph, as the interactive viewer takes them (see `render.viewer`)."""
+    if not heatmaps:
+        raise OutputError("there is no map to draw")
+    first = heatmaps[0]
+    photo = shrunk(first.photo)
+    panes = [
+        Pane(
+            title=unicode_text(one.title()),
+            note=unicode_text(f"{one.method} at {one.where()}, {one.raw.shape[0]}x{one.raw.shape[1]} grid, upsampled"),
+            unit=_unit(one),
+            raw=one.raw,
+            scale=one.scale,
+            group=" ".join(_group(one)),
+            signed=one.signed,
+        )
+        for one in heatmaps
+    ]
+    return viewer_data(photo, dataclasses.replace(first.view, photo=photo.size), panes, style=style)
 
 
 def save(
@@ -289,6 +326,25 @@ def _about_style(style: str) -> list[str]:
     return [says[style]] if style in says else []
 
 
+def _about_signs(shown: Sequence[Heatmap]) -> list[str]:
+    """What the two colours of signed maps mean; read from the registry, because it is the method's."""
+    from sightline.methods.registry import list_methods
+
+    known = list_methods()
+    signed = {one.method for one in shown if one.signed}
+    if not signed:
+        return []
+    blind = {name for name in signed if name in known and not known[name].class_specific}
+    said = []
+    if signed - blind:
+        said.append("red raises the score, blue lowers it")
+    if blind:
+        said.append(
+            f"{', '.join(sorted(blind))}: red and blue are two opposite patterns and speak neither for nor against a class"
+        )
+    return ["; ".join(said)]
+
+
 def _group(one: Heatmap) -> tuple[str, str]:
     """What can share a scale."""
     return ("score" if one.unit == "score" else one.method), one.layer
@@ -314,21 +370,33 @@ def cautions(shown: Sequence[Heatmap], most: int = 10) -> list[str]:
             said.setdefault(warning, []).append(one)
     general = [warning for warning, about in said.items() if len(about) == len(shown)]
     layers = _layers(shown) > 1
-    special = [
-        warning
-        if (not layers and warning.startswith(about[0].method)) or " the same map here" in warning
-        else f"{', '.join(dict.fromkeys(f'{one.method} at {one.layer}' if layers else one.method for one in about))}: {warning}"
-        for warning, about in said.items()
-        if len(about) < len(shown)
-    ]
+    targets = len({(one.label, one.index) for one in shown}) > 1
+
+    def place(one: Heatmap) -> str:
+        words = [one.method, *([f"at {one.where()}"] if layers else []), *([f"for {one.label}"] if targets else [])]
+        return " ".join(words)
+
+    special = []
+    for warning, about in said.items():
+        if len(about) == len(shown):
+            continue
+        places = list(dict.fromkeys(place(one) for one in about))
+        if (places == [about[0].method] and warning.startswith(about[0].method)) or " the same map here" in warning:
+            special.append(warning)
+        else:
+            rest = f" and {len(places) - 3} more" if len(places) > 3 else ""
+            special.append(f"{warning} ({', '.join(places[:3])}{rest})")
     found = general + special
     more = [f"and {len(found) - most} more, in manifest.json"] if len(found) > most else []
     return found[:most] + more
 
 
+def _unit(one: Heatmap) -> str:
+    return "in units of the score, per cell" if one.unit == "score" else f"in the own unit of {one.method}"
+
+
 def _key(one: Heatmap, colormap: str | None) -> Key:
-    label = "in units of the score, per cell" if one.unit == "score" else f"in the own unit of {one.method}"
-    return Key(-one.scale if one.signed else 0.0, one.scale, label, one.signed, colormap)
+    return Key(-one.scale if one.signed else 0.0, one.scale, _unit(one), one.signed, colormap)
 
 
 def _tile(one: Heatmap, style: str, colormap: str | None) -> Image.Image:

@@ -29,6 +29,7 @@ ORDER = (
     "heatmap",
     "concept",
     "flow",
+    "app",
     "cli",
     "__main__",
 )
@@ -228,7 +229,10 @@ def test_every_error_is_documented_drawn_in_the_tree_and_has_a_parent_of_python(
 
 @EACH_FILE
 def test_errors_that_users_meet_are_ours(file: Path) -> None:
-    allowed = {"AttributeError"} if file == SOURCE / "__init__.py" else set()
+    # The first is Python's way; the second becomes an answer of the server; the third never leaves its file.
+    allowed = {"__init__.py": {"AttributeError"}, "visitors.py": {"Refused"}, "capture.py": {"_View"}}.get(
+        file.name, set()
+    )
     for node in ast.walk(tree(file)):
         assert not isinstance(node, ast.Assert), f"line {node.lineno}: assert vanishes under python -O"
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):

@@ -94,11 +94,13 @@ def test_the_users_hooks_fire_once_a_call_in_their_order_and_stay(method: str, t
     assert fired == wanted
 
 
-def test_the_users_hooks_fire_twice_more_where_the_layer_is_chosen_by_a_run() -> None:
+def test_the_users_hooks_fire_three_times_more_where_the_layer_is_chosen_by_a_run() -> None:
     model = seeded(Plain)
     fired = _with_hooks(model, ["conv1"])
     sightline.attribute(images(1), model, target=1)
-    assert fired == ["pre conv1", "first conv1", "second conv1"] * 3  # the choice, its trial, the capture
+    assert (
+        fired == ["pre conv1", "first conv1", "second conv1"] * 4
+    )  # the choice, its trial with two pictures, the capture
     once = sightline.adapt(model, layers=["relu2"])
     fired.clear()
     sightline.attribute(images(1), once, target=1)

@@ -559,7 +559,7 @@ def test_a_combined_method_has_the_options_of_its_base() -> None:
         ({"over": "rain"}, "noise, flips, scales"),
         ({"over": "noise", "samples": 0}, "samples is 0"),
         ({"over": "noise", "samples": 2.5}, "samples is 2.5"),
-        ({"over": "noise", "noise": -1.0}, "noise -1.0"),
+        ({"over": "noise", "noise": -1.0}, "noise is -1.0; expected 0 to 100"),
         ({"over": "noise", "scales": [1.0]}, "no option 'scales'"),
         ({"over": "flips", "samples": 3}, "no option 'samples' in combine over flips; there are none"),
         ({"over": "scales", "scales": []}, r"scales is \[\]"),

@@ -60,8 +60,6 @@ def write_bundles(
         if not left:
             return
         images, places = [image for image, _ in left], [place for _, place in left]
-    for place in places:
-        check_free(place, force)
     given = dict(_option(text, "--option") for text in options)
     settings = dict(_option(text, "--combine-option") for text in over_options)
     if settings and over is None:
@@ -81,13 +79,16 @@ def write_bundles(
 
             names = list(list_methods()) if list(methods or ()) == ["all"] else methods
             chosen = None if names is None else [find(name) for name in names]
-            check_options(chosen or [find(name) for name in one_pass()], given)
+            everything = [find(name) for name in one_pass()]
+            check_options(chosen or everything, given)
             if over is not None:
-                chosen = [combine(one, over, **settings) for one in chosen or [find(name) for name in one_pass()]]
+                chosen = [combine(one, over, **settings) for one in chosen or everything]
             asked: list[Any] = list(targets) or [None]
             if contrast is not None:
                 asked = [margin(one, contrast) for one in asked]
             adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layers)
+        for place in places:  # before the first picture, but after what was asked for is known to make sense
+            check_free(place, force)
         with _progress(len(images)) as (step, within):
             for image, place in zip(images, places, strict=True):
                 try:
@@ -117,6 +118,8 @@ def write_bundles(
     except KeyboardInterrupt:
         tell(
             f"stopped after {done} of {len(images)} pictures; what is in {folder} is complete, and --skip-existing goes on from there"
+            if done
+            else "stopped before the first picture was done; nothing was written"
         )
         raise typer.Exit(130) from None
     finally:
@@ -185,11 +188,10 @@ def _say(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
     say(f"{plain(image)} ({first.photo.width} x {first.photo.height})")
     say(f"  says: {plain(says, 1000)}")
     for one in found:
-        say(
-            f"  {one.method} for {plain(one.label)}: strongest at x {one.peak[0]}, y {one.peak[1]} (layer {one.layer}, {one.raw.shape[0]}x{one.raw.shape[1]})"
-        )
+        at = f"strongest at x {one.peak[0]}, y {one.peak[1]}" if one.evidence > 0 else "nowhere above 0"
+        say(f"  {one.method} for {plain(one.label)}: {at} ({one.where()}, {one.raw.shape[0]}x{one.raw.shape[1]})")
     for warning in cautions(found):
-        say(f"  note: {plain(warning)}")
+        say(f"  note: {plain(warning, 600)}")
     say(f"  picture: {plain(place / 'panel.png')}")
 
 

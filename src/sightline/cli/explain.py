@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sightline.cli.bundles import DEFAULT_FOLDER, write_bundles
+from sightline.errors import MethodError
 
 Photos = Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Files, folders or globs.")]
 ModelName = Annotated[
@@ -77,7 +78,9 @@ def run(
     photos: Photos,
     model: ModelName = "bundled",
     target: Targets = None,
-    method: Annotated[str, typer.Option("--method", help="See: sightline methods")] = "grad-cam",
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="See: sightline methods. [default: grad-cam]")
+    ] = None,
     layer: LayerNames = None,
     contrast: Contrast = None,
     combine: Over = None,
@@ -96,12 +99,14 @@ def run(
     json: Json = False,
 ) -> None:
     """Show what the model says about photographs, and where it looks."""
+    if len(method or ()) > 1:
+        raise MethodError("explain shows one method; for several side by side: sightline compare")
     write_bundles(
         photos,
         model=model,
         weights=weights,
         random_weights=random_weights,
-        methods=[method],
+        methods=method or ["grad-cam"],
         targets=target or [],
         layers=layer or [],
         fuse=True,

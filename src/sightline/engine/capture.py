@@ -8,21 +8,20 @@ as do further targets of the same images.
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from sightline.engine.targets import Asked, score_of
 from sightline.errors import LayerError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
-from sightline.models.layers import choose, grid_of, only_grid, tensors_of, with_grid
-from sightline.models.twin import submodule, twin
+from sightline.models.layers import choose, grid_of
+from sightline.models.outputs import only_grid, tensors_of, with_grid
+from sightline.models.twin import isolated, submodule, twin
 
 Joint = Tensor | GradientEdge
 
@@ -40,6 +39,8 @@ class Capture:
         scores: the target's score of each image, (B,); None until a target was asked for.
         joint: the layer's output in the graph of `output`: the leaf where the graph begins, or a later place in it.
         finite: (stage, which images are free of NaN and infinity there (B,)), stage after stage.
+        module: the model.
+        place: which of the layers that were captured together it is, in the order in which they ran.
         latest: the classes that were asked for last, and the answer: several methods then share one backward.
     """
 
@@ -51,7 +52,13 @@ class Capture:
     scores: Tensor | None = None
     joint: Joint | None = None
     finite: tuple[tuple[str, Tensor], ...] = ()
+    module: nn.Module | None = field(default=None, repr=False)
+    place: int = 0
     latest: dict[tuple[int | None, ...], Capture] = field(default_factory=dict, repr=False)
+
+
+class _View(Exception):
+    """A layer hands on a part of a larger tensor, which can't be exchanged in place: the graph must begin before it."""
 
 
 def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,)) -> list[Capture]:
@@ -67,7 +74,10 @@ def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,))
     check_input(x)
     with isolated(x):
         names = [name or _default_layer(adapter, x) for name in layers]
-        seen, output, x = _forward(adapter, x.detach(), names, trunk_graph=False)
+        try:
+            seen, output, x = _forward(adapter, x.detach(), names, trunk_graph=False)
+        except _View:
+            seen, output, x = _forward(adapter, x.detach(), names, trunk_graph=True)
         if not any(joint.requires_grad for joint in tensors_of(output)):
             # The model switches gradients off in a part of itself (a frozen backbone): begin outside of that.
             seen, output, x = _forward(adapter, x, names, trunk_graph=True)
@@ -155,24 +165,10 @@ def check_input(x: Any) -> None:
         raise ModelError(f"the input is {got}; expected floats of shape (B, C, H, W), at least one image")
 
 
-@contextmanager
-def isolated(x: Tensor) -> Iterator[None]:
-    """The caller's inference mode and autocast are off inside; random numbers drawn by the model are given back."""
-    # With other threads at work, giving back the state could hand out their random numbers twice.
-    alone = threading.active_count() == 1
-    devices = [x.device] if x.device.type == "cuda" else []
-    with (
-        torch.inference_mode(False),
-        torch.autocast(x.device.type, enabled=False),
-        torch.random.fork_rng(devices=devices, enabled=alone),
-    ):
-        yield
-
-
 def _default_layer(adapter: Adapter, x: Tensor) -> str:
     if adapter.layer is not None:
         return adapter.layer
-    return choose(adapter.module, x[:1])[0]
+    return choose(adapter.module, x[:1], adapter.logits)[0]
 
 
 def _forward(
@@ -201,6 +197,8 @@ def _forward(
             if any(one is grid for one in args):
                 # The layer hands its input on (works in place, does nothing), and whoever else holds that tensor must
                 # come to depend on what was kept, too.
+                if grid._is_view():
+                    raise _View
                 kept = grid.detach().clone().requires_grad_()
                 seen[name] = (kept.detach(), kept)
                 grid.copy_(kept)
@@ -220,8 +218,9 @@ def _forward(
     written = _versions(adapter.module)
     try:
         with torch.set_grad_enabled(trunk_graph):
-            output = adapter.logits(stand_in(given))
-    except (SightlineError, torch.OutOfMemoryError):
+            # With all parameters frozen, the graph has nothing but the input to begin at.
+            output = adapter.logits(stand_in(given.requires_grad_().clone() if trunk_graph else given))
+    except (SightlineError, _View, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise ModelError(
@@ -241,6 +240,7 @@ def _forward(
             raise LayerError(
                 f"layer {name!r} ran {count} times in one forward, so that its map would be ambiguous; choose one that runs once"
             )
+    given = given.detach()
     return seen, output, given if given._version == version else x.clone(memory_format=adapter.memory_format)
 
 
@@ -260,7 +260,8 @@ def _captured(adapter: Adapter, name: str, seen: dict[str, tuple[Tensor, Joint]]
             "choose another layer or a larger input: sightline layers MODEL"
         )
     finite = (("the input", finite_images(x)), (f"the activations of layer {name!r}", finite_images(values)))
-    return Capture(name, x, values, output, joint=joint, finite=finite)
+    place = list(seen).index(name)
+    return Capture(name, x, values, output, joint=joint, finite=finite, module=adapter.module, place=place)
 
 
 def joint_of(one: Capture) -> Joint:

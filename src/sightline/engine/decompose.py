@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline._quiet import quiet
-from sightline.engine.capture import isolated
 from sightline.engine.targets import Asked, score_of
-from sightline.errors import ModelError
+from sightline.errors import ModelError, TargetError
 from sightline.models.adapter import Adapter
-from sightline.models.twin import twin
+from sightline.models.twin import isolated, twin
 
 # F(t x) = t F(x) for t > 0: no bias of their own.
 _HOMOGENEOUS = (
@@ -76,6 +75,10 @@ def decompose(adapter: Adapter, x: Tensor, asked: Asked) -> Parts:
         leaf = x.detach().clone(memory_format=adapter.memory_format).requires_grad_()
         try:
             score = score_of([asked], adapter.logits(stand_in(leaf)), 1)
+            if not score.requires_grad:
+                raise TargetError(
+                    "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
+                )
             gradients = torch.autograd.grad(score.sum(), [leaf, *(output for _, _, output in kept)], allow_unused=True)
         except torch.OutOfMemoryError:
             raise

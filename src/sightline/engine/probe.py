@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sightline.engine.capture import Capture, capture, check_input, isolated, joint_of, toward
+from sightline.engine.capture import Capture, capture, check_input, joint_of, toward
 from sightline.engine.decompose import Parts, decompose
 from sightline.engine.targets import Asked, Target, TargetSpec, resolve, score_of, table
 from sightline.errors import ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
-from sightline.models.layers import only_grid, stages, with_grid
-from sightline.models.twin import twin
+from sightline.models.layers import stages
+from sightline.models.outputs import only_grid, with_grid
+from sightline.models.twin import isolated, twin
 
 # How much larger than its input a network's widest pair of layers is at most (VGG: 43), and than a grid its head's.
 _PER_IMAGE, _PER_GRID = 48, 16
@@ -85,11 +86,12 @@ def probe(
     check_input(x)
     if len(x) != 1:
         raise ModelError(f"a probe asks about one image, not {len(x)}")
-    if not memory_mb > 0:
-        raise ModelError(f"memory_mb is {memory_mb}; expected more than 0")
+    if not isinstance(memory_mb, int | float) or not memory_mb > 0:
+        raise ModelError(f"memory_mb is {memory_mb!r}; expected a number of megabytes above 0")
     plain = twin(adapter.module, {})
-    batch = _fitting(memory_mb, x, _PER_IMAGE, 16)
-    head_batch = _fitting(memory_mb, seen.activations, _PER_GRID, 512)
+    apart = any(_by_batch(one) for one in adapter.module.modules())
+    batch = 1 if apart else _fitting(memory_mb, x, _PER_IMAGE, 16)
+    head_batch = 1 if apart else _fitting(memory_mb, seen.activations, _PER_GRID, 512)
     live = [seen] if seen.joint is not None else []
 
     def run(model: Any, images: Tensor) -> Any:
@@ -105,9 +107,21 @@ def probe(
             raise ModelError(f"{adapter.name} gave {len(output)} rows for {count} questions")
         return score_of([asked if target is None else Asked(target, None, "")] * count, output, count)
 
+    def in_parts(images: Tensor, then: Callable[[Tensor], Any]) -> list[Any]:
+        """In slices that fit into memory; one by one, from then on, where a model takes no more."""
+        nonlocal batch
+        try:
+            return [then(part) for part in images.split(batch)]
+        except ModelError:
+            if min(batch, len(images)) == 1:
+                raise
+        found = [then(part) for part in images.split(1)]
+        batch = 1
+        return found
+
     def score(images: Tensor, target: Target | None = None, bfloat16: bool = False) -> Tensor:
         with isolated(x), torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-            return torch.cat([scored(run(plain, part), len(part), target).to(x.dtype) for part in images.split(batch)])
+            return torch.cat(in_parts(images, lambda part: scored(run(plain, part), len(part), target).to(x.dtype)))
 
     def score_head(grids: Tensor) -> Tensor:
         with isolated(x), torch.no_grad():
@@ -145,29 +159,29 @@ def probe(
             return asked_with(x, grids)
         except ModelError:
             # A skip connection that is concatenated doesn't broadcast: give the trunk as many images.
-            return torch.cat([asked_with(x.expand(len(part), -1, -1, -1), part) for part in grids.split(batch)])
+            return torch.cat(in_parts(grids, lambda part: asked_with(x.expand(len(part), -1, -1, -1), part)))
 
     def score_grad(images: Tensor) -> tuple[Tensor, Tensor]:
-        scores, gradients = [], []
+        def one(part: Tensor) -> tuple[Tensor, Tensor]:
+            leaf = part.detach().requires_grad_()
+            values = scored(run(plain, leaf), len(part))
+            found = torch.autograd.grad(values.sum(), leaf, allow_unused=True) if values.requires_grad else (None,)
+            if found[0] is None:
+                raise TargetError(
+                    "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
+                )
+            return values.detach(), found[0]
+
         with isolated(x), torch.enable_grad():
-            for part in images.split(batch):
-                leaf = part.detach().requires_grad_()
-                values = scored(run(plain, leaf), len(part))
-                found = torch.autograd.grad(values.sum(), leaf, allow_unused=True) if values.requires_grad else (None,)
-                if found[0] is None:
-                    raise TargetError(
-                        "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
-                    )
-                gradients.append(found[0])
-                scores.append(values.detach())
+            scores, gradients = zip(*in_parts(images, one), strict=True)
         return torch.cat(scores), torch.cat(gradients)
 
     def capture_of(images: Tensor, gradients: bool = True) -> Capture:
-        found = []
-        for part in images.split(batch):
-            (one,) = capture(adapter, part, [layer])
-            (one,) = toward([one], [asked] * len(part), gradients)
-            found.append(dataclasses.replace(one, output=None, joint=None, latest={}))
+        def one(part: Tensor) -> Capture:
+            (found,) = toward(capture(adapter, part, [layer]), [asked] * len(part), gradients)
+            return dataclasses.replace(found, output=None, joint=None, latest={})
+
+        found = in_parts(images, one)
         return found[0] if len(found) == 1 else _joined(found)
 
     def other(picture: Tensor) -> tuple[Capture, Probe]:
@@ -176,7 +190,7 @@ def probe(
 
     def all_stages() -> list[Capture]:
         with isolated(x):
-            names = stages(adapter.module, x, adapter.folded)
+            names = stages(adapter.module, x, adapter.folded, adapter.logits)
         return toward(capture(adapter, x, names), [asked])
 
     def alive() -> Capture:
@@ -240,7 +254,12 @@ def _second_order(name: str) -> Iterator[None]:
 def _fitting(memory_mb: float, one: Tensor, factor: int, most: int) -> int:
     """How many go into one forward."""
     size = one[0].numel() * one.element_size() * factor
-    return max(1, min(most, int(memory_mb * 1e6 / size)))
+    return int(max(1, min(most, memory_mb * 1e6 / size)))
+
+
+def _by_batch(module: nn.Module) -> bool:
+    """Whether what it says of one image depends on the others, also in evaluation mode."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
 def _joined(parts: list[Capture]) -> Capture:

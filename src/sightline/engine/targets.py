@@ -203,26 +203,52 @@ def score_of(asked: Sequence[Asked], output: Any, batch: int) -> Tensor:
 
 
 def _checked(function: Target, output: Any, batch: int) -> Tensor:
+    foreign = not getattr(function, "__module__", "").startswith("sightline.")
+    score = _called(function, output, foreign)
+    if isinstance(score, Tensor) and score.dim() == 0 and batch == 1:
+        score = score[None]
+    if not isinstance(score, Tensor) or tuple(score.shape) != (batch,):
+        got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        raise TargetError(f"the target gave {got}; expected one score per image, a tensor of shape ({batch},)")
+    if score.is_complex():
+        raise TargetError("the target gave complex numbers; expected one real score per image")
+    if (
+        foreign
+        and batch > 1
+        and isinstance(output, Tensor)
+        and output.dim() == 2
+        and _mixes(function, output.detach(), score)
+    ):
+        raise TargetError(
+            "the target mixes images: one's score depends on the others. Take a column, output[:, k], not a row"
+        )
+    return score
+
+
+def _called(function: Target, output: Any, foreign: bool) -> Any:
     try:
-        score = function(output)
+        # A copy, because what isn't ours may work on it in place.
+        return function(output.clone() if foreign and isinstance(output, Tensor) else output)
     except TargetError:
         raise
     except Exception as error:
         raise TargetError(
             f"the target {getattr(function, '__name__', function)} failed on the model's output: {error}"
         ) from error
-    if isinstance(score, Tensor) and score.dim() == 0 and batch == 1:
-        score = score[None]
-    if not isinstance(score, Tensor) or tuple(score.shape) != (batch,):
-        got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
-        raise TargetError(f"the target gave {got}; expected one score per image, a tensor of shape ({batch},)")
-    if batch > 1 and isinstance(output, Tensor) and output.dim() == 2 and output.requires_grad:
-        leaf = output.detach().requires_grad_()
-        last = function(leaf)[-1]
-        if last.requires_grad:
-            (moved,) = torch.autograd.grad(last, leaf, allow_unused=True)
-            if moved is not None and moved[:-1].any():
-                raise TargetError(
-                    "the target mixes images: the last one's score depends on the others. Take a column, output[:, k], not a row"
-                )
-    return score
+
+
+def _mixes(function: Target, output: Tensor, score: Tensor) -> bool:
+    """Whether the first or last image has another score when it is alone; one that can't be asked alone is let pass."""
+    with torch.no_grad():
+        for row, together in ((output[:1], score[0]), (output[-1:], score[-1])):
+            try:
+                alone = function(row.clone())
+            except Exception:
+                return False
+            if alone.numel() != 1:
+                return True  # a row, where a column was meant
+            alone = alone.reshape(()).to(together)
+            rounding = 1e-4 * (abs(float(together)) + float(row.abs().max()))
+            if bool((alone - together.detach()).abs() > rounding):
+                return True
+    return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -40,31 +41,33 @@ def _mirrored(maps: Tensor) -> Tensor:
 
 # An altered picture, and how a map of it lies on the original's grid.
 Copy = tuple[Tensor, Callable[[Tensor], Tensor]]
+# How many copies there are, and the next one.
+Copies = tuple[int, Iterator[Copy]]
 
 
-def _over_noise(x: Tensor, *, samples: int = 25, noise: float = 0.15, seed: int = 0) -> list[Copy]:
-    if samples < 1 or noise < 0:
-        raise MethodError(f"samples is {samples} and noise {noise}; expected 1 or more, and 0 or more")
+def _over_noise(x: Tensor, *, samples: int = 25, noise: float = 0.15, seed: int = 0) -> Copies:
     generator = torch.Generator().manual_seed(seed)
     spread = noise * float(x.max() - x.min())
-    return [(x + spread * torch.randn(x.shape, generator=generator).to(x), _as_is) for _ in range(samples)]
+    drawn = (torch.randn(x.shape, generator=generator).to(x) for _ in range(samples))
+    return samples, ((x + spread * one, _as_is) for one in drawn)
 
 
-def _over_flips(x: Tensor) -> list[Copy]:
-    return [(x, _as_is), (x.flip(3), _mirrored)]
+def _over_flips(x: Tensor) -> Copies:
+    return 2, iter([(x, _as_is), (x.flip(3), _mirrored)])
 
 
-def _over_scales(x: Tensor, *, scales: Sequence[float] = (0.75, 1.0, 1.25)) -> list[Copy]:
-    if min(scales) <= 0:
-        raise MethodError(f"scales is {list(scales)}; expected numbers above 0")
+def _over_scales(x: Tensor, *, scales: Sequence[float] = (0.75, 1.0, 1.25)) -> Copies:
+    if not all(0 < one <= 8 for one in scales):
+        raise MethodError(f"scales is {list(scales)}; expected numbers above 0, up to 8")
     sizes = [tuple(max(1, round(side * factor)) for side in x.shape[2:]) for factor in scales]
-    return [
-        (F.interpolate(at_least_single(x), size, mode="bilinear", align_corners=False, antialias=True).to(x), _as_is)
-        for size in sizes
-    ]
+
+    def resized(size: tuple[int, ...]) -> Tensor:
+        return F.interpolate(at_least_single(x), size, mode="bilinear", align_corners=False, antialias=True).to(x)
+
+    return len(sizes), ((resized(size), _as_is) for size in sizes)
 
 
-WAYS: dict[str, Callable[..., list[Copy]]] = {"noise": _over_noise, "flips": _over_flips, "scales": _over_scales}
+WAYS: dict[str, Callable[..., Copies]] = {"noise": _over_noise, "flips": _over_flips, "scales": _over_scales}
 
 
 def combine(method: str | Function | Method, over: str, **settings: Any) -> Method:
@@ -82,19 +85,20 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
     Source: Smilkov et al. 2017, arXiv:1706.03825, for noise.
     """
     base = find(method)
-    if over not in WAYS:
+    if not isinstance(over, str) or over not in WAYS:
         raise MethodError(f"over={over!r}; expected one of {', '.join(WAYS)}")
     copies = WAYS[over]
     check_settings(f"combine over {over}", keywords(copies), settings)
     copies(torch.zeros(1, 1, 8, 8), **settings)  # says at once what makes no sense
 
     def combined(capture: Capture, probe: Probe, **options: Any) -> Tensor:
-        altered = copies(capture.input, **settings)
+        count, altered = copies(capture.input, **settings)
         maps = []
         one_pass = base.needs in ONE_PASS
-        together = one_pass and len({picture.shape for picture, _ in altered}) == 1
-        for part in probe.steps(len(altered)) if together else probe.steps(len(altered), 1):
-            pictures = torch.cat([picture for picture, _ in altered[part]])
+        together = one_pass and over != "scales"  # of one size, for a method that takes several
+        for part in probe.steps(count) if together else probe.steps(count, 1):
+            some = list(islice(altered, part.stop - part.start))
+            pictures = torch.cat([picture for picture, _ in some])
             if one_pass:
                 found = run(base, probe.capture(pictures, base.needs == "gradients"), options)
             else:
@@ -102,7 +106,7 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
                 found = run(base, seen, options, ask)
                 probe.notes.extend(note for note in ask.notes if note not in probe.notes)
             found = found if base.signed else found.relu()
-            maps += [back(one[None]) for one, (_, back) in zip(found, altered[part], strict=True)]
+            maps += [back(one[None]) for one, (_, back) in zip(found, some, strict=True)]
         # On the layer's own grid, which other scales leave; a map of the whole picture keeps the first copy's.
         grid = maps[0].shape[1:] if base.needs == "model" else capture.activations.shape[2:]
         resized = [

@@ -29,10 +29,11 @@ def notices(
     score = float(capture.scores[0]) if capture.scores is not None else 0.0
     if not method.class_specific:
         said.append(f"{method.name} is not class-specific: it shows the same for every class")
+    found = "no evidence found: the map is" if method.class_specific else "the map is"
     if not raw.any():
-        said.append("no evidence found: the map is empty")
+        said.append(f"{found} empty")
     elif float(raw.abs().max()) <= floor(method, raw, score):
-        said.append("no evidence found: the map is nearly empty against the score")
+        said.append(f"{found} nearly empty against the score")
     negative, positive = float((-unrectified).relu().sum()), float(unrectified.relu().sum())
     if not method.signed and method.class_specific and negative > positive:
         share = negative / (negative + positive)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
-from sightline.errors import MethodError, did_you_mean
+from sightline.errors import MethodError, SightlineError, did_you_mean
 
 Needs = Literal["activations", "gradients", "head", "input", "model"]
 ONE_PASS: tuple[Needs, ...] = ("activations", "gradients")
@@ -84,6 +84,12 @@ def keywords(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
+def _positional(function: Callable[..., Any]) -> int:
+    """How many arguments a function must be given by place."""
+    given = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+    return sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in given)
+
+
 _REGISTRY: dict[str, Method] = {}
 
 
@@ -98,8 +104,20 @@ def method(
     fuse: Callable[[Sequence[Tensor]], Tensor] = mean_of_shares,
 ) -> Callable[[Function], Function]:
     """Registers a function as a method; a name can be taken only once."""
+    if not re.fullmatch(r"[a-z0-9]+([-+][a-z0-9+]+)*[+]*", name):
+        raise MethodError(
+            f"a method can't be called {name!r}; expected small letters, digits and hyphens, such as my-cam"
+        )
+    if needs not in get_args(Needs):
+        raise MethodError(f"needs={needs!r} of {name}; expected one of {', '.join(get_args(Needs))}")
 
     def register(function: Function) -> Function:
+        if not inspect.getdoc(function):
+            raise MethodError(f"{name} has no docstring; its first line says what the method shows")
+        if (_positional(function) > 1) != (needs not in ONE_PASS):
+            raise MethodError(
+                f"{name} needs {needs!r}, and so takes {'a capture' if needs in ONE_PASS else 'a capture and a probe'}"
+            )
         if name in _REGISTRY:
             raise MethodError(
                 f"a method called {name!r} is registered already, by {_REGISTRY[name].function.__module__}"
@@ -134,13 +152,12 @@ def find(name: str | Function | Method) -> Method:
         registered = [one for one in _REGISTRY.values() if one.function is name]
         if registered:
             return registered[0]
-        given = [
-            one
-            for one in inspect.signature(name).parameters.values()
-            if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
-        ]
-        needs: Needs = "input" if len(given) > 1 else "gradients"
+        needs: Needs = "input" if _positional(name) > 1 else "gradients"
         return Method(getattr(name, "__name__", "own method"), name, needs, signed=True)
+    if not isinstance(name, str):
+        raise MethodError(
+            f"{name!r} is no method; expected a name (sightline methods), a function, or what combine returns"
+        )
     known = _REGISTRY if name in _REGISTRY else list_methods()
     if name in known:
         return known[name]
@@ -153,22 +170,38 @@ def check_options(chosen: Sequence[Method], options: Mapping[str, Any]) -> None:
     check_settings(", ".join(one.name for one in chosen), known, options)
 
 
+# Options of one name mean the same in every method.
+_RANGES = {"seed": (0, 2**63 - 1), "samples": (1, 1_000_000), "noise": (0, 100)}
+
+
 def check_settings(of: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuses a setting that isn't known, or is of another kind than its default."""
+    if not isinstance(given, Mapping):
+        raise MethodError(f"options are {given!r}; expected names and values, such as {{'samples': 10}}")
     for name, value in given.items():
         if name not in known:
             shown = ", ".join(f"{key}={default!r}" for key, default in known.items())
             raise MethodError(f"no option {name!r} in {of}; " + (f"there is: {shown}" if shown else "there are none"))
         if not _alike(value, known[name]):
-            expected = "true or false" if isinstance(known[name], bool) else f"something like {known[name]!r}"
+            expected = (
+                "true or false"
+                if isinstance(known[name], bool)
+                else "one name or number"
+                if known[name] == ""
+                else f"something like {known[name]!r}"
+            )
             raise MethodError(f"option {name} is {value!r}; expected {expected}")
+        if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
+            raise MethodError(f"option {name} is {value!r}; expected {_RANGES[name][0]} to {_RANGES[name][1]}")
 
 
 def _alike(value: Any, default: Any) -> bool:
+    if default == "":  # a name or number of a class, or nothing
+        return isinstance(value, str | int) and not isinstance(value, bool)
     if isinstance(default, list | tuple):
         return isinstance(value, list | tuple) and len(value) > 0 and all(_alike(one, default[0]) for one in value)
     if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
     return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
 
 
@@ -180,8 +213,15 @@ def run(chosen: Method, capture: Capture, options: Mapping[str, Any], probe: Pro
     """
     check_options([chosen], options)
     arguments = (capture,) if probe is None else (capture, probe)
-    with torch.inference_mode(False), torch.no_grad():
-        result = chosen.function(*arguments, **options)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            result = chosen.function(*arguments, **options)
+    except (SightlineError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if chosen.function.__module__.startswith("sightline."):
+            raise
+        raise MethodError(f"{chosen.name} failed with {type(error).__name__}: {error}") from error
     batch, _, h, w = capture.activations.shape
     # A method that looks at more than this layer may give its map at another resolution.
     free = chosen.needs == "model" and isinstance(result, Tensor) and result.dim() == 3 and len(result) == batch

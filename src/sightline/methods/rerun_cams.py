@@ -262,7 +262,7 @@ def finer_cam(
     capture: Capture,
     probe: Probe,
     *,
-    against: str = "",
+    against: str | int = "",
     count: int = 3,
     alpha: float = 1.0,
     weighted: bool = True,
@@ -279,8 +279,8 @@ def finer_cam(
         weighted: False for the plain mean over the similar classes, as the paper writes it (there with alpha = 0.6).
     """
     index = probe.asked.index
-    if count < 1:
-        raise MethodError(f"count is {count}; expected 1 or more")
+    if count < 1 or not 0 <= alpha <= 1:
+        raise MethodError(f"count is {count} and alpha {alpha}; expected 1 or more, and 0 to 1")
     logits = table(capture.output).detach()[0]
     if index is None or len(logits) < 2:
         raise MethodError(

@@ -159,6 +159,9 @@ def fem(capture: Capture, *, k: float = 2.0) -> Tensor:
     a = at_least_single(capture.activations)
     mean = a.mean(dim=(2, 3), keepdim=True)
     rare = a > mean + k * a.std(dim=(2, 3), keepdim=True, correction=0)
+    # Of a channel that is the same everywhere no cell is rare; its mean only rounds.
+    low, high = a.amin(dim=(2, 3), keepdim=True), a.amax(dim=(2, 3), keepdim=True)
+    rare &= high - low > 8 * torch.finfo(a.dtype).eps * torch.maximum(high.abs(), low.abs())
     return (mean * rare).sum(dim=1)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.errors import ModelError
 from sightline.models import layers as layer_choice
+from sightline.models.outputs import unwrap
 from sightline.models.preprocess import Preprocess, measured
 from sightline.models.twin import submodule, unwrapped
 
@@ -40,7 +41,7 @@ class Adapter:
     layer_reason: str = ""
     preprocess: Preprocess | None = None
     labels: tuple[str, ...] | None = None
-    logits: Callable[[Any], Any] = field(default=lambda output: unwrap(output))
+    logits: Callable[[Any], Any] = field(default=unwrap)
     folded: frozenset[str] = frozenset()
     memory_format: torch.memory_format = torch.preserve_format
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -91,7 +92,7 @@ def adapt(
     take = measured(preprocess) if preprocess is not None else None
     if chosen is None and take is not None:
         x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
-        chosen, reason = layer_choice.choose(module, like_weights(x[None], module))
+        chosen, reason = layer_choice.choose(module, like_weights(x[None], module), logits or unwrap)
     return Adapter(
         name=name or type(module).__name__,
         module=module,
@@ -109,18 +110,3 @@ def like_weights(x: Tensor, module: nn.Module) -> Tensor:
     """The input on the device and in the type of the module's weights."""
     weight = next((one for one in module.parameters() if one.is_floating_point()), None)
     return x if weight is None else x.to(weight.device, weight.dtype)
-
-
-def unwrap(output: Any) -> Any:
-    """The logits (B, K) in a model's output; the output itself where that isn't plain."""
-    if isinstance(output, Tensor):
-        return output
-    for found in (getattr(output, "logits", None), output.get("logits") if isinstance(output, Mapping) else None):
-        if isinstance(found, Tensor):
-            return found
-    parts = list(output.values()) if isinstance(output, Mapping) else output
-    if isinstance(parts, tuple | list):
-        tables = [part for part in parts if isinstance(part, Tensor) and part.dim() == 2 and part.is_floating_point()]
-        if len(tables) == 1:
-            return tables[0]
-    return output

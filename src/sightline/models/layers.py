@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,13 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sightline.errors import LayerError, ModelError
-from sightline.models.twin import twin
+from sightline.models.outputs import only_grid, tensors_of, unwrap, with_grid
+from sightline.models.twin import isolated, twin
 
 # Modules that hand on what they were given; naming one of them as "the layer" explains nothing.
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _TRIES = 8
+Logits = Callable[[Any], Any]
 NOT_ALL = "not all that reaches the output goes through it"
 
 
@@ -45,24 +47,29 @@ class _Event:
     is_final: bool
 
 
-def choose(model: nn.Module, x: Tensor) -> tuple[str, str]:
+def choose(model: nn.Module, x: Tensor, logits: Logits = unwrap) -> tuple[str, str]:
     """The last grid that still has the resolution of the last convolution and carries all that follows, and the reason.
 
     A pooling after the last convolution is not crossed (in VGG the map stays 14 x 14), what follows it without
     changing the grid (norm, activation, residual sum) is included, and the outermost module that ends there is named.
 
+    Args:
+        model: the module.
+        x: an input.
+        logits: takes out of what the module returns what a target reads.
+
     Raises:
         LayerError: no convolution gives a grid near the output, as in transformers.
     """
-    layer = _chosen(model, _run(model, x), x)
+    layer = _chosen(model, _run(model, x, logits), x, logits)
     return layer.name, layer.reason
 
 
-def candidates(model: nn.Module, x: Tensor) -> list[Layer]:
+def candidates(model: nn.Module, x: Tensor, logits: Logits = unwrap) -> list[Layer]:
     """Every layer that gives a grid larger than 1 x 1, in the order of the computation; the default one marked."""
-    events = _run(model, x)
+    events = _run(model, x, logits)
     try:
-        best: Layer | None = _chosen(model, events, x)
+        best: Layer | None = _chosen(model, events, x, logits)
     except LayerError:
         best = None
     # Of a layer that runs several times in one forward no map is made: it would be ambiguous.
@@ -75,7 +82,9 @@ def candidates(model: nn.Module, x: Tensor) -> list[Layer]:
     return [best if best and layer.name == best.name else layer for layer in found]
 
 
-def sweep(model: nn.Module, x: Tensor, without: Collection[str] = (), most: int = 15) -> list[str]:
+def sweep(
+    model: nn.Module, x: Tensor, without: Collection[str] = (), most: int = 15, logits: Logits = unwrap
+) -> list[str]:
     """The outer layers from the input to the output, thinned out evenly: how a map changes with the layer.
 
     Args:
@@ -83,6 +92,7 @@ def sweep(model: nn.Module, x: Tensor, without: Collection[str] = (), most: int 
         x: an input.
         without: layers whose output is gone.
         most: how many at most.
+        logits: as for `choose`.
 
     Raises:
         LayerError: no layer gives a grid.
@@ -90,7 +100,7 @@ def sweep(model: nn.Module, x: Tensor, without: Collection[str] = (), most: int 
     passive = tuple(kind.__name__ for kind in _PASSIVE)
     found = [
         one
-        for one in candidates(model, x)
+        for one in candidates(model, x, logits)
         if one.name.count(".") < 2 and one.name not in without and one.kind not in passive
     ]
     # A block's last part says the same as the block, which returns right behind it.
@@ -105,22 +115,23 @@ def sweep(model: nn.Module, x: Tensor, without: Collection[str] = (), most: int 
     return [names[round(index * (len(names) - 1) / (most - 1))] for index in range(most)]
 
 
-def stages(model: nn.Module, x: Tensor, without: Collection[str] = ()) -> list[str]:
+def stages(model: nn.Module, x: Tensor, without: Collection[str] = (), logits: Logits = unwrap) -> list[str]:
     """Of each resolution the last layer that carries all that reaches the output, the finest first; the stem is left out.
 
     Raises:
         LayerError: as `choose`.
     """
-    found = candidates(model, x)
+    found = candidates(model, x, logits)
     last = next((index for index, one in enumerate(found) if one.chosen), None)
     if last is None:
-        choose(model, x)  # raises, with the reason
+        choose(model, x, logits)  # raises, with the reason
         last = len(found) - 1
     # A branch inside a block that strides late still has the resolution of the block before, but not all of what it says.
+    carries_all = _silencer(model, x, logits)
     ends: dict[tuple[int, int], str] = {}
     for one in reversed(found[:last]):
         fine = one.grid != found[last].grid and one.grid[0] * 4 <= x.shape[2]
-        if fine and one.grid not in ends and one.name not in without and _carries_all(model, one.name, x):
+        if fine and one.grid not in ends and one.name not in without and carries_all(one.name):
             ends[one.grid] = one.name
     return [*reversed(ends.values()), found[last].name]
 
@@ -143,12 +154,12 @@ def grid_of(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> tuple[int, 
 
 @contextmanager
 def _without_graph(x: Tensor) -> Iterator[None]:
-    """The caller's inference mode, gradients and autocast are off inside."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    """As `isolated`, and without gradients."""
+    with isolated(x), torch.no_grad():
         yield
 
 
-def _run(model: nn.Module, x: Tensor) -> list[_Event]:
+def _run(model: nn.Module, x: Tensor, logits: Logits) -> list[_Event]:
     events: list[_Event] = []
     names = {id(module): name for name, module in model.named_modules()}
 
@@ -166,7 +177,7 @@ def _run(model: nn.Module, x: Tensor) -> list[_Event]:
     stand_in = twin(model, {name: record(module) for name, module in model.named_modules() if name})
     try:
         with _without_graph(x):
-            output = stand_in(x.clone())
+            output = logits(stand_in(x.clone()))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -182,7 +193,7 @@ def _run(model: nn.Module, x: Tensor) -> list[_Event]:
     ]
 
 
-def _chosen(model: nn.Module, events: list[_Event], x: Tensor) -> Layer:
+def _chosen(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits) -> Layer:
     last = None
     runs = Counter(event.name for event in events)
     for index, event in enumerate(events):
@@ -215,7 +226,8 @@ def _chosen(model: nn.Module, events: list[_Event], x: Tensor) -> Layer:
     before = [event for event in fit if event not in ends]
     # The nearest layer that carries all that reaches the output; a gate, or one branch of several, does not.
     tried = [*reversed(ends), *reversed(before)][:_TRIES]
-    whole = next((event for event in tried if _carries_all(model, event.name, x)), None)
+    carries_all = _silencer(model, x, logits)
+    whole = next((event for event in tried if carries_all(event.name)), None)
     layer = _layer(whole or ends[-1])
     h, w = layer.grid
     reason = f"the last {h}x{w} grid before pooling, {layer.channels} channels ({layer.kind})"
@@ -226,8 +238,8 @@ def _chosen(model: nn.Module, events: list[_Event], x: Tensor) -> Layer:
     return Layer(layer.name, layer.kind, layer.channels, layer.grid, chosen=True, reason=reason)
 
 
-def _carries_all(model: nn.Module, name: str, x: Tensor) -> bool:
-    """Whether the output no longer depends on the input once this layer's grid is silenced; True where it can't be tried."""
+def _silencer(model: nn.Module, x: Tensor, logits: Logits) -> Callable[[str], bool]:
+    """For a layer's name: whether the output no longer depends on the picture once its grid is silenced; True where that can't be tried."""
 
     def silence(_module: nn.Module, args: Any, output: Any) -> Any:
         grid = only_grid(output)
@@ -238,51 +250,38 @@ def _carries_all(model: nn.Module, name: str, x: Tensor) -> bool:
             return output
         return with_grid(output, torch.zeros_like(grid))
 
-    two = torch.cat([x[:1], 0.5 - x[:1].flip(3)])
-    try:
-        with _without_graph(x):
-            found = [one for one in tensors_of(twin(model, {name: silence})(two)) if len(one) == 2]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return True  # takes one image alone; the capture itself will say what is wrong, if anything is
-    return all(torch.allclose(one[0], one[1], rtol=1e-4, atol=1e-6, equal_nan=True) for one in found)
+    def apart(name: str | None) -> float | None:
+        """How far the outputs of two pictures lie apart; each is run alone, because some models take no more."""
+        stand_in = twin(model, {name: silence} if name else {})
+        try:
+            with _without_graph(x):
+                one, other = (
+                    [part.double() for part in tensors_of(logits(stand_in(picture.clone())))] for picture in pictures
+                )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return None  # the capture itself will say what is wrong, if anything is
+        return max((float((a - b).abs().max()) for a, b in zip(one, other, strict=True) if a.numel()), default=0.0)
+
+    generator = torch.Generator().manual_seed(0)
+    size = float(x.abs().mean()) or 1.0
+    pictures = []
+    for _ in range(2):  # coarse and fine structure, so that a way for either is found
+        coarse = F.interpolate(torch.randn(1, *x.shape[1:2], 8, 8, generator=generator), x.shape[2:], mode="bilinear")
+        pictures.append(((coarse + torch.randn(1, *x.shape[1:], generator=generator)) * size).to(x))
+    whole: list[float | None] = []
+
+    def carries_all(name: str) -> bool:
+        left = apart(name)
+        if not left:
+            return True
+        if not whole:
+            whole.append(apart(None))
+        return whole[0] is None or left <= 1e-3 * whole[0]
+
+    return carries_all
 
 
 def _layer(event: _Event) -> Layer:
     return Layer(event.name, type(event.module).__name__, event.shape[1], (event.shape[2], event.shape[3]))
-
-
-def only_grid(output: Any) -> Tensor | None:
-    """The one 4-D float tensor in a layer's output, or None."""
-    if isinstance(output, Tensor):
-        return output if output.dim() == 4 and output.is_floating_point() else None
-    parts = list(output.values()) if isinstance(output, dict) else output
-    if isinstance(parts, tuple | list):
-        found = [part for part in parts if isinstance(part, Tensor) and part.dim() == 4 and part.is_floating_point()]
-        if len(found) == 1:
-            return found[0]
-    return None
-
-
-def with_grid(output: Any, grid: Tensor) -> Any:
-    """A layer's output with its one grid exchanged."""
-    if isinstance(output, Tensor):
-        return grid
-    original = only_grid(output)
-    if isinstance(output, dict):
-        changed = copy.copy(output)
-        changed.update({key: grid for key, part in output.items() if part is original})
-        return changed
-    parts = [grid if part is original else part for part in output]
-    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """Every tensor in a model's output."""
-    if isinstance(output, Tensor):
-        return [output]
-    if hasattr(output, "__dict__") and not isinstance(output, dict | tuple | list):
-        output = vars(output)
-    parts = list(output.values()) if isinstance(output, dict) else output
-    return [tensor for part in parts for tensor in tensors_of(part)] if isinstance(parts, tuple | list) else []

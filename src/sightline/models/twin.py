@@ -7,8 +7,10 @@ threads can work on one model, because none of them changes it.
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, MutableMapping
+import threading
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from copy import copy as copy_of
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -90,7 +92,8 @@ def _redirect(copy: nn.Module, module: nn.Module, made: dict[int, Any]) -> None:
     """Lets what the module keeps beside its registered parts lead to the copies.
 
     That is: modules, plain tensors, bound methods, functions that enclose something, partials, lists, tuples, mappings,
-    and objects with attributes, at any depth. What leads to none of these stays as it is.
+    and objects with attributes, at any depth. Lists, sets and dictionaries are copied in any case, because a forward may
+    fill them; what else leads to none of these stays as it is.
     """
     kept: list[Any] = []  # while it runs, no object's identity may be reused
 
@@ -127,14 +130,19 @@ def _redirect(copy: nn.Module, module: nn.Module, made: dict[int, Any]) -> None:
             follower = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, closure)
             follower.__kwdefaults__ = value.__kwdefaults__
             return follower
-        if type(value) in (list, tuple, set, frozenset, deque):
+        if type(value) in (tuple, frozenset):
             if all(isinstance(one, _PLAIN) for one in value):
                 return value
             parts = [led(one) for one in value]
             return value if all(one is other for one, other in zip(parts, value, strict=True)) else type(value)(parts)
+        if type(value) in (list, set):  # a forward may fill it, so that it is copied also when it leads nowhere
+            return type(value)(led(one) for one in value)
+        if type(value) is deque:
+            return deque((led(one) for one in value), value.maxlen)
         if isinstance(value, MutableMapping):
             items = {key: led(one) for key, one in value.items()}
-            if all(items[key] is one for key, one in value.items()):
+            own = type(value) in (dict, OrderedDict, defaultdict, Counter)
+            if not own and all(items[key] is one for key, one in value.items()):
                 return value
             other = copy_of(value)
             other.update(items)
@@ -151,7 +159,7 @@ def _redirect(copy: nn.Module, module: nn.Module, made: dict[int, Any]) -> None:
 
     for name in module.__dict__.keys() - _OWN:
         value = module.__dict__[name]
-        sizes = type(value) in (tuple, list) and all(type(one) is int for one in value)
+        sizes = type(value) is tuple and all(type(one) is int for one in value)
         if not sizes and not isinstance(value, _PLAIN):
             copy.__dict__[name] = led(value)
     replaced = module.__dict__.get("forward")
@@ -175,6 +183,20 @@ def _eager(module: nn.Module) -> nn.Module:
     inside = module.__dict__.get("_modules")
     original = inside.get("_orig_mod") if isinstance(inside, dict) else None
     return _eager(original) if isinstance(original, nn.Module) else module
+
+
+@contextmanager
+def isolated(x: Tensor) -> Iterator[None]:
+    """The caller's inference mode and autocast are off inside; random numbers drawn by the model are given back."""
+    # With other threads at work, giving back the state could hand out their random numbers twice.
+    alone = threading.active_count() == 1
+    devices = [x.device] if x.device.type == "cuda" else []
+    with (
+        torch.inference_mode(False),
+        torch.autocast(x.device.type, enabled=False),
+        torch.random.fork_rng(devices=devices, enabled=alone),
+    ):
+        yield
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:

@@ -19,7 +19,9 @@ def palette(name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     import matplotlib
 
     if name not in matplotlib.colormaps:
-        raise MethodError(f"there is no colormap {name!r}.{did_you_mean(name, list(matplotlib.colormaps))}")
+        raise MethodError(
+            f"there is no colormap {name!r}.{did_you_mean(name, list(matplotlib.colormaps))} Any of matplotlib will do, such as inferno, viridis or gray"
+        )
     colours: np.ndarray[Any, np.dtype[np.uint8]] = matplotlib.colormaps[name](np.linspace(0, 1, 256), bytes=True)[:, :3]
     return colours
 

@@ -1,0 +1,59 @@
+"""What a layer or a model returns: the grid in it, the tensors in it, the logits in it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def unwrap(output: Any) -> Any:
+    """The logits (B, K) in a model's output; the output itself where that isn't plain."""
+    if isinstance(output, Tensor):
+        return output
+    for found in (getattr(output, "logits", None), output.get("logits") if isinstance(output, Mapping) else None):
+        if isinstance(found, Tensor):
+            return found
+    parts = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(parts, tuple | list):
+        tables = [part for part in parts if isinstance(part, Tensor) and part.dim() == 2 and part.is_floating_point()]
+        if len(tables) == 1:
+            return tables[0]
+    return output
+
+
+def only_grid(output: Any) -> Tensor | None:
+    """The one 4-D float tensor in a layer's output, or None."""
+    if isinstance(output, Tensor):
+        return output if output.dim() == 4 and output.is_floating_point() else None
+    parts = list(output.values()) if isinstance(output, dict) else output
+    if isinstance(parts, tuple | list):
+        found = [part for part in parts if isinstance(part, Tensor) and part.dim() == 4 and part.is_floating_point()]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def with_grid(output: Any, grid: Tensor) -> Any:
+    """A layer's output with its one grid exchanged."""
+    if isinstance(output, Tensor):
+        return grid
+    original = only_grid(output)
+    if isinstance(output, dict):
+        changed = copy.copy(output)
+        changed.update({key: grid for key, part in output.items() if part is original})
+        return changed
+    parts = [grid if part is original else part for part in output]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Every tensor in a model's output."""
+    if isinstance(output, Tensor):
+        return [output]
+    if hasattr(output, "__dict__") and not isinstance(output, dict | tuple | list):
+        output = vars(output)
+    parts = list(output.values()) if isinstance(output, dict) else output
+    return [tensor for part in parts for tensor in tensors_of(part)] if isinstance(parts, tuple | list) else []

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 IMAGE ?= src/sightline/data/demo/coffee.jpg
 OUT ?= sightline-out
 
-.PHONY: help install explain test check bench clean
+.PHONY: help install explain app test check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -14,7 +14,9 @@ help: ## this list
 install: $(VENV)/.base ## sightline in .venv, nothing else
 explain: $(VENV)/.base ## explain a photograph: make explain IMAGE=my.jpg
 	$(BIN)/sightline explain "$(IMAGE)" --output "$(OUT)" --force
-test: $(VENV)/.dev ## all tests
+app: $(VENV)/.app ## the web app: make app, then open the address it prints
+	$(BIN)/sightline app
+test: $(VENV)/.dev $(VENV)/.browser ## all tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .
@@ -32,6 +34,13 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@touch $@
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) --editable '.[test,check]'
+	@touch $@
+$(VENV)/.app: $(VENV)/.base
+	$(PIP) --editable '.[app]'
+	@touch $@
+# The tests in a browser need a chromium; where none can be had they are skipped, with the reason.
+$(VENV)/.browser: $(VENV)/.dev
+	@command -v chromium >/dev/null || (test "$$(id -u)" = 0 && apt-get install -y -q chromium >/dev/null 2>&1) || echo "no chromium: the tests in a browser are skipped"
 	@touch $@
 $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) --editable '.[bench]'

@@ -37,10 +37,11 @@ def _options(
 
 def main() -> None:
     """Entry point: our errors become one message on stderr and exit code 2, without a traceback."""
-    from sightline.cli import compare, concepts, doctor, explain, layers, methods, models
+    from sightline.cli import compare, concepts, doctor, explain, layers, methods, models, web
 
     for command in (explain, compare, concepts, models, layers, methods, doctor):
         app.command(command.__name__.rpartition(".")[2])(command.run)
+    app.command("app")(web.run)
     debug = "--debug" in sys.argv
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="sightline")

@@ -1,0 +1,1 @@
+"""The web app: answers (plain functions), page (layout), serve (network)."""

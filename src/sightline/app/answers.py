@@ -1,0 +1,325 @@
+"""What the page asks, answered by plain functions that know nothing of the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import tempfile
+import threading
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cachetools import LRUCache
+
+from sightline.engine.targets import table
+from sightline.errors import ImageError, ModelError, SightlineError, TargetError
+from sightline.flow import Look, compare, look
+from sightline.heatmap import Heatmap, save, share_scale, viewer
+from sightline.methods.registry import ONE_PASS, list_methods, one_pass
+from sightline.models.adapter import Adapter
+from sightline.models.layers import candidates
+
+MODES = ("one", "methods", "layers", "models")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing that a person asks.
+
+    Attributes:
+        picture: the uploaded file.
+        mode: "one" picture, one class next to another; several "methods"; a sweep of "layers"; a second of the "models".
+        model: by its offered name; `second` the other one.
+        target: the class, as `class_names` shows it; None is the prediction.
+        beside: another class to show next to it.
+        method: how; `methods` several, of which none means all of one pass.
+        layer: where; None is the model's own.
+    """
+
+    picture: str
+    mode: str = "one"
+    model: str = ""
+    second: str = ""
+    target: str | None = None
+    beside: str | None = None
+    method: str = "grad-cam"
+    methods: tuple[str, ...] = ()
+    layer: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the page shows: the maps, and in which words."""
+
+    maps: tuple[Heatmap, ...]
+    target: str
+    sentence: str
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """The models of a server, and what they saw and answered lately.
+
+    Attributes:
+        models: by name; the first is the default.
+        kept_mb: how much may be kept of what was seen; the oldest goes first.
+        lock: held while a model runs: visitors take turns.
+    """
+
+    models: Mapping[str, Adapter]
+    kept_mb: float = 512
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    seen: LRUCache[Any, Look] = field(init=False)
+    answers: LRUCache[Any, Answer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        limit = self.kept_mb * 1e6
+        object.__setattr__(self, "seen", LRUCache(limit * 0.75, getsizeof=_size_of_look))
+        object.__setattr__(self, "answers", LRUCache(limit * 0.25, getsizeof=_size_of_answer))
+
+    def adapter(self, name: str) -> Adapter:
+        """The model of this name; the default one for no name."""
+        if not name:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise ModelError(f"there is no model {name!r} here; this server offers {', '.join(self.models)}")
+        return self.models[name]
+
+
+def ask(offer: Offer, question: Question) -> Answer:
+    """Answers, from what is kept where it can.
+
+    Raises:
+        SightlineError: every foreseen failure, with a sentence for the person who asks.
+    """
+    if question.mode not in MODES:
+        raise SightlineError(f"mode {question.mode!r}; expected one of {', '.join(MODES)}")
+    key = (_digest(question.picture), *(value for name, value in vars(question).items() if name != "picture"))
+    with offer.lock:
+        known = offer.answers.get(key)
+        if known is None:
+            try:
+                known = _ANSWERS[question.mode](offer, question)
+            except MemoryError as error:
+                raise ImageError("there is not enough memory for this picture; choose a smaller one") from error
+            _keep(offer.answers, key, known)
+        return known
+
+
+def look_at(offer: Offer, model: str, picture: str, layer: str | None = None) -> Look:
+    """What a model says to a picture, from what is kept where it can."""
+    key = (model, _digest(picture), layer)
+    with offer.lock:
+        known = offer.seen.get(key)
+        if known is None:
+            known = look(picture, offer.adapter(model), layer=layer)
+            _keep(offer.seen, key, known)
+        return known
+
+
+def class_names(looked: Look) -> list[str]:
+    """A name for each class of the model, no two alike."""
+    try:
+        count = table(looked.captures[0].output).shape[1]
+    except SightlineError:
+        return []
+    names = [looked.adapter.label(index) for index in range(count)]
+    twice = {name for name, times in Counter(names).items() if times > 1}
+    return [f"{name} ({index})" if name in twice else name for index, name in enumerate(names)]
+
+
+def layer_names(looked: Look) -> list[str]:
+    """Layers that a map can be made at, the input's first."""
+    adapter = looked.adapter
+    found = candidates(adapter.module, looked.captures[0].input, adapter.logits)
+    return [one.name for one in found if one.name not in adapter.folded]
+
+
+def predictions(looked: Look, most: int = 10) -> dict[str, float]:
+    """What the model says, most probable first."""
+    names = class_names(looked)
+    return {names[one.index]: one.probability for one in looked.predictions[:most]}
+
+
+def as_data(answer: Answer) -> dict[str, Any]:
+    """What the page's script gets."""
+    groups: dict[str, list[Heatmap]] = {}
+    for one in answer.maps:
+        groups.setdefault(one.model, []).append(one)
+    several = len(groups) > 1
+    parts = [viewer(maps) for maps in groups.values()]
+    for part, model in zip(parts, groups, strict=True):
+        for pane in part["panes"] if several else []:
+            pane["note"] = f"{model}: {pane['note']}"
+            pane["group"] = f"{model} {pane['group']}"
+    data = {**parts[0], "panes": [pane for part in parts for pane in part["panes"]]}
+    return {"viewer": data, "sentence": answer.sentence, "notices": list(answer.notices), "problem": ""}
+
+
+def problem(text: str) -> dict[str, Any]:
+    """What the page's script gets when there is no answer."""
+    return {"viewer": None, "sentence": "", "notices": [], "problem": text}
+
+
+def as_zip(answer: Answer) -> bytes:
+    """Overlays, panel, raw maps and manifest; a folder for each model where there are two."""
+    groups: dict[str, list[Heatmap]] = {}
+    for one in answer.maps:
+        groups.setdefault(one.model, []).append(one)
+    packed = io.BytesIO()
+    with (
+        tempfile.TemporaryDirectory(prefix="sightline-") as place,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for number, maps in enumerate(groups.values(), 1):
+            name = "sightline" if len(groups) == 1 else f"sightline-model-{number}"
+            folder = save(maps, Path(place) / name)
+            for file in sorted(folder.iterdir()):
+                archive.write(file, f"{name}/{file.name}")
+    return packed.getvalue()
+
+
+def as_python(offer: Offer, question: Question, answer: Answer) -> str:
+    """The lines that make the same maps."""
+    photo = Path(answer.maps[0].image).name
+    models = list(dict.fromkeys(one.model for one in answer.maps))
+    lines = ["import sightline", ""]
+    layer = "all" if question.mode == "layers" else question.layer
+    for model in models:
+        maps = [one for one in answer.maps if one.model == model]
+        targets = [one.index for one in {one.index: one for one in maps}.values()]
+        said = ", ".join(dict.fromkeys(one.label for one in maps))
+        lines += [
+            f"model = sightline.load_model({model!r})",
+            "maps = sightline.compare(",
+            f"    {photo!r}, model,",
+            f"    methods={list(dict.fromkeys(one.method for one in maps))!r},",
+            f"    targets={targets!r},  # {said}",
+            *([f"    layer={layer!r},"] if layer else []),
+            ")",
+            f'sightline.save(maps, "sightline-out/{Path(photo).stem}{"" if len(models) == 1 else f"-{models.index(model) + 1}"}")',
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def overlay_address(heatmap: Heatmap) -> str:
+    """The map on the photograph, as a PNG in an address that holds it."""
+    from sightline.bundle import png
+
+    return "data:image/png;base64," + base64.b64encode(png(heatmap.overlay())).decode("ascii")
+
+
+def _one(offer: Offer, question: Question) -> Answer:
+    looked = look_at(offer, question.model, question.picture, question.layer)
+    targets = [_index(looked, question.target)]
+    if question.beside:
+        targets.append(_index(looked, question.beside))
+    maps = compare(looked, methods=[question.method], targets=targets)
+    first = maps[0]
+    if not list_methods()[question.method].class_specific:
+        sentence = f"Bright places are those that {first.where()} responds to most, whichever class is asked for."
+    else:
+        bright = "Red places raised it, blue ones lowered it" if first.signed else "Bright places raised it"
+        second = f" next to that for {maps[1].label!r}, on one scale" if len(maps) > 1 else ""
+        sentence = f"The model's score for {first.label!r}{second}. {bright}."
+    return _answer(maps, f"{sentence} This shows what the score responded to, not what caused it.")
+
+
+def _methods(offer: Offer, question: Question) -> Answer:
+    looked = look_at(offer, question.model, question.picture, question.layer)
+    maps = compare(looked, methods=list(question.methods) or one_pass(), targets=[_index(looked, question.target)])
+    return _answer(
+        maps,
+        f"{maps[0].label!r} by {len(maps)} methods. Each asks another question; where they disagree, none is to be believed by itself.",
+    )
+
+
+def _layers(offer: Offer, question: Question) -> Answer:
+    if list_methods()[question.method].needs not in ONE_PASS:
+        raise SightlineError(
+            f"{question.method} runs the network many times, too long for all layers; choose another method here"
+        )
+    looked = look_at(offer, question.model, question.picture, "all")
+    maps = compare(looked, methods=[question.method], targets=[_index(looked, question.target)])
+    return _answer(
+        maps,
+        f"{maps[0].label!r} by {question.method} at {len(maps)} layers, from the input to the output. "
+        "How much the map moves is itself a finding.",
+    )
+
+
+def _models(offer: Offer, question: Question) -> Answer:
+    if not question.second:
+        raise SightlineError("choose a second model; this server offers " + ", ".join(offer.models))
+    looked = look_at(offer, question.model, question.picture)
+    (first,) = compare(looked, methods=[question.method], targets=[_index(looked, question.target)])
+    other = look_at(offer, question.second, question.picture)
+    try:
+        (second,) = compare(other, methods=[question.method], targets=[first.label])
+        sentence = f"{first.label!r} by two models. Each has its own scale: scores of different models do not compare."
+    except TargetError:
+        (second,) = compare(other, methods=[question.method])
+        sentence = (
+            f"The second model knows no {first.label!r}; its own answer is shown instead. Each has its own scale."
+        )
+    return _answer([first, second], sentence)
+
+
+_ANSWERS: dict[str, Callable[[Offer, Question], Answer]] = {
+    "one": _one,
+    "methods": _methods,
+    "layers": _layers,
+    "models": _models,
+}
+
+
+def _answer(maps: Sequence[Heatmap], sentence: str) -> Answer:
+    from sightline.heatmap import cautions
+
+    if len({one.model for one in maps}) == 1:
+        maps = share_scale(maps)
+    return Answer(tuple(maps), maps[0].label, sentence, tuple(cautions(maps)))
+
+
+def _index(looked: Look, shown: str | None) -> int | None:
+    """The class that a shown name stands for; the prediction for none."""
+    if not shown:
+        return looked.predictions[0].index if looked.predictions else None
+    names = class_names(looked)
+    if shown in names:
+        return names.index(shown)
+    from sightline.engine.targets import resolve
+
+    return resolve(shown, looked.adapter, looked.captures[0].output).index
+
+
+def _digest(picture: str) -> str:
+    try:
+        with open(picture, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError("the picture is no longer here; choose it again") from error
+
+
+def _keep(kept: LRUCache[Any, Any], key: Any, value: Any) -> None:
+    """Keeps it, unless it is larger than all that may be kept."""
+    if kept.getsizeof(value) <= kept.maxsize:
+        kept[key] = value
+
+
+def _size_of_look(one: Look) -> float:
+    """Bytes: the photograph, and the layers' outputs several times over for the graph behind them."""
+    tensors = sum(4 * seen.activations.nbytes + seen.input.nbytes for seen in one.captures)
+    return float(tensors + 3 * one.photo.width * one.photo.height)
+
+
+def _size_of_answer(one: Answer) -> float:
+    """Bytes: each map at the photograph's size, once it was drawn or asked for its peak."""
+    return float(sum(4 * each.photo.width * each.photo.height + 2 * each.raw.nbytes for each in one.maps))

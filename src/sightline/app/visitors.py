@@ -1,0 +1,185 @@
+"""Who may read what: an uploaded picture belongs to the visitor who sent it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+COOKIE = "sightline_visit"
+MOST = 20_000  # files whose owner is remembered
+QUESTION_KB = 512  # the longest JSON that a page or client may send
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Refused(Exception):
+    """A request that is not passed on, with its status and reason."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Visitors:
+    """ASGI middleware. What was there before the first visitor came (examples) is for all; what is uploaded, for its sender.
+
+    Clients that keep no cookies share no secret with us; what they upload can be read by those who know its name, which holds a
+    hash of the content.
+    """
+
+    def __init__(self, app: Any, *, folder: Path, limit: int) -> None:
+        self.app = app
+        self.folder = folder.resolve()
+        self.limit = limit
+        self.public = frozenset(self.folder.rglob("*"))
+        self.owners: OrderedDict[Path, str] = OrderedDict()
+        self.lock = threading.Lock()
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        visit = _visit(headers.get("cookie", ""))
+        path = unquote(scope["path"])
+        try:
+            if "/file=" in path or "/file/" in path:
+                self._check_readable(path.partition("/file")[2][1:], visit)
+            if (
+                scope["method"] == "POST"
+                and "/upload" in path
+                and int(headers.get("content-length") or 0) > self.limit + 2**20
+            ):
+                raise Refused(413, f"the picture is larger than {self.limit >> 20} MB")
+            if scope["method"] == "POST" and headers.get("content-type", "").startswith("application/json"):
+                body = await _whole(receive, QUESTION_KB * 1024)
+                receive = _again(self._without_strangers_files(body, visit))
+                scope = {**scope, "headers": [one for one in scope["headers"] if one[0].lower() != b"content-length"]}
+        except Refused as error:
+            await _refuse(send, error)
+            return
+        uploading = scope["method"] == "POST" and path.endswith("/upload")
+        await self.app(scope, receive, self._watched(send, visit, uploading))
+
+    def _watched(self, send: Send, visit: str, uploading: bool) -> Send:
+        """Sends on, hands out the cookie, and notes whose an uploaded file is."""
+        fresh = visit or secrets.token_hex(16)
+        answer = bytearray()
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start" and not visit:
+                page = any(
+                    name.lower() == b"content-type" and value.startswith(b"text/html")
+                    for name, value in message["headers"]
+                )
+                if page:
+                    cookie = f"{COOKIE}={fresh}; Path=/; HttpOnly; SameSite=Strict".encode()
+                    message = {**message, "headers": [*message["headers"], (b"set-cookie", cookie)]}
+            if message["type"] == "http.response.body" and uploading:
+                answer.extend(message.get("body", b""))
+                if not message.get("more_body"):
+                    self._note(bytes(answer), visit)
+            await send(message)
+
+        return watched
+
+    def _note(self, answer: bytes, visit: str) -> None:
+        try:
+            names = json.loads(answer)
+        except ValueError:
+            return
+        with self.lock:
+            for name in names if isinstance(names, list) else []:
+                self.owners[Path(name).resolve()] = visit
+                self.owners.move_to_end(Path(name).resolve())
+            while len(self.owners) > MOST:
+                self.owners.popitem(last=False)
+
+    def _check_readable(self, name: str, visit: str) -> None:
+        try:
+            place = Path(name).resolve()
+        except (OSError, ValueError) as error:
+            raise Refused(404, "no such file") from error
+        with self.lock:
+            owner = self.owners.get(place)
+        if place not in self.public and (owner is None or owner != visit):
+            raise Refused(404, "no such file")
+
+    def _without_strangers_files(self, body: bytes, visit: str) -> bytes:
+        """The JSON with addresses taken out of files; a file that isn't the visitor's is refused."""
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, "the request is no JSON") from error
+        for one in _objects(content):
+            if not ("path" in one or "url" in one):
+                continue
+            if one.get("path") is None and one.get("url") is not None:
+                raise Refused(403, "pictures are uploaded, not fetched from addresses")
+            one.pop("url", None)
+            if one.get("path") is not None:
+                self._check_readable(str(one["path"]), visit)
+        return json.dumps(content).encode()
+
+
+def _objects(content: Any) -> Iterator[dict[str, Any]]:
+    """Every JSON object, at any depth."""
+    waiting = [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+            waiting.extend(one.values())
+        elif isinstance(one, list):
+            waiting.extend(one)
+
+
+def _visit(cookies: str) -> str:
+    try:
+        found = SimpleCookie(cookies).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""
+
+
+async def _whole(receive: Receive, limit: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        body.extend(message.get("body", b""))
+        if len(body) > limit:
+            raise Refused(413, f"the request is longer than {limit >> 10} kB")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _again(body: bytes) -> Receive:
+    """Receives a body that was read already, then waits: a client that goes away is found out when sending."""
+    given = False
+
+    async def receive() -> Message:
+        nonlocal given
+        if given:
+            import asyncio
+
+            await asyncio.Event().wait()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+async def _refuse(send: Send, error: Refused) -> None:
+    body = json.dumps({"detail": str(error)}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,41 @@
+"""`sightline app`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.cli.output import say, waiting
+
+
+def run(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="Again for more; see: sightline models. [default: bundled]"),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than this machine's own only with --auth.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any free one.")] = 7860,
+    auth: Annotated[str | None, typer.Option("--auth", metavar="USER:PASS", help="Ask visitors for this.")] = None,
+    examples: Annotated[Path | None, typer.Option("--examples", metavar="DIR", help="Pictures to choose from.")] = None,
+) -> None:
+    """Ask a model why, in a browser. Stop it with Ctrl-C."""
+    from importlib.util import find_spec
+
+    from sightline.errors import MissingExtraError
+
+    if find_spec("gradio") is None:
+        raise MissingExtraError("the web app needs the extra `app`: pip install 'sightline[app]'")
+    with waiting("starting"):
+        from sightline.app.serve import run as serve
+    serve(
+        model or [],
+        host=host,
+        port=port,
+        auth=auth,
+        examples=examples,
+        said=lambda address: say(f"Sightline runs on {address} (stop with Ctrl-C)"),
+    )

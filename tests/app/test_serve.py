@@ -1,0 +1,264 @@
+"""The whole server on the loopback: what it hands out, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from serving import start, stop
+from sightline.app.page import WAITING
+from sightline.app.serve import _examples, _user, run
+from sightline.errors import SightlineError
+
+DEMO = Path(__file__).parents[2] / "src" / "sightline" / "data" / "demo"
+CAT = DEMO / "cat.jpg"
+
+
+@pytest.fixture
+def visitor(server: Any) -> Iterator[httpx.Client]:
+    with server.visitor() as client:
+        yield client
+
+
+def upload(client: Any, content: bytes, name: str = "cat.jpg") -> str:
+    answer = client.post("/gradio_api/upload", files={"files": (name, content)})
+    assert answer.status_code == 200, answer.text
+    (path,) = answer.json()
+    return str(path)
+
+
+def asked(client: Any, *values: Any) -> tuple[str, Any]:
+    """Calls the public endpoint as gradio_client does; ("complete" or "error", data)."""
+    started = client.post("/gradio_api/call/explain", json={"data": list(values)})
+    if started.status_code != 200:
+        return "refused", started
+    with client.stream("GET", f"/gradio_api/call/explain/{started.json()['event_id']}") as stream:
+        event = ""
+        for line in stream.iter_lines():
+            if line.startswith("event:"):
+                event = line.partition(":")[2].strip()
+            elif line.startswith("data:") and event in ("complete", "error"):
+                return event, json.loads(line.partition(":")[2])
+    raise AssertionError("no answer")
+
+
+def file(path: str) -> dict[str, Any]:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_the_page_comes_with_its_own_scripts_and_no_address_of_others(visitor: Any) -> None:
+    page = visitor.get("/")
+    assert page.status_code == 200
+    assert "sightlineViewer" in page.text
+    assert page.cookies or visitor.cookies
+    for foreign in ("fonts.googleapis", "cdnjs", "cdn.jsdelivr", "unpkg.com"):
+        assert f'src="https://{foreign}' not in page.text
+        assert f'href="https://{foreign}' not in page.text
+
+
+def test_health_answers(visitor: Any) -> None:
+    assert visitor.get("/health").json() == {"status": "ok", "version": "0.1.0", "models": ["bundled"]}
+
+
+def test_the_public_endpoint_explains_a_picture(visitor: Any) -> None:
+    kind, data = asked(visitor, file(upload(visitor, CAT.read_bytes())), "tabby", "grad-cam", "")
+    assert kind == "complete"
+    (answer,) = data
+    assert answer["target"]["label"] == "tabby"
+    assert len(answer["map"]) == answer["grid"][0]
+    assert answer["overlay"].startswith("data:image/png;base64,")
+    assert next(iter(answer["predictions"])) in ("tabby", "Egyptian cat", "tiger cat")
+
+
+def test_only_the_one_endpoint_is_public(visitor: Any) -> None:
+    info = visitor.get("/gradio_api/info").json()
+    assert list(info["named_endpoints"]) == ["/explain"]
+    assert info["unnamed_endpoints"] == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("no such thing", "grad-cam", ""), "no such thing"),
+        (("tabby", "grad-camm", ""), "grad-cam"),
+        (("tabby", "grad-cam", "elsewhere"), "elsewhere"),
+    ],
+)
+def test_the_public_endpoint_says_what_was_wrong(visitor: Any, values: tuple[str, ...], said: str) -> None:
+    kind, data = asked(visitor, file(upload(visitor, CAT.read_bytes())), *values)
+    assert kind == "error"
+    assert said in json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", CAT.read_bytes()[:3000], b"%!PS-Adobe"]
+)
+def test_what_is_no_picture_gets_our_sentence(visitor: Any, content: bytes) -> None:
+    kind, data = asked(visitor, file(upload(visitor, content or b" ", "x.jpg")), "", "", "")
+    assert kind == "error"
+    assert "Traceback" not in json.dumps(data)
+    assert "picture" in json.dumps(data) or "image" in json.dumps(data)
+
+
+def test_a_strangers_picture_can_neither_be_read_nor_explained(server: Any, visitor: Any) -> None:
+    path = upload(visitor, CAT.read_bytes(), "mine.jpg")
+    assert visitor.get(f"/gradio_api/file={path}").status_code == 200
+    with server.visitor() as other:
+        assert other.cookies != visitor.cookies
+        assert other.get(f"/gradio_api/file={path}").status_code == 404
+        kind, answer = asked(other, file(path), "", "", "")
+        assert (kind, answer.status_code) == ("refused", 404)
+        again = upload(other, CAT.read_bytes(), "mine.jpg")
+        assert asked(other, file(again), "", "", "")[0] == "complete", "who has the same picture may of course ask"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd", "/proc/self/environ", "C:/windows/win.ini",
+        "\\\\host\\share", "file:///etc/passwd", "/etc/passwd%00.jpg", str(CAT), "/gradio_api/file=/etc/passwd",
+    ],
+)  # fmt: skip
+def test_files_of_the_server_are_not_handed_out(visitor: Any, path: str) -> None:
+    for route in ("/gradio_api/file=", "/gradio_api/file/", "/file="):
+        answer = visitor.get(route + path)
+        assert answer.status_code in (400, 403, 404), (route, answer.status_code)
+        assert b"root:" not in answer.content
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"path": "/etc/passwd"},
+        {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+        {"url": "http://127.0.0.1:9/canary", "meta": {"_type": "gradio.FileData"}},
+        {"path": None, "url": "http://127.0.0.1:9/canary", "meta": {"_type": "gradio.FileData"}},
+        {"path": "http://127.0.0.1:9/canary", "meta": {"_type": "gradio.FileData"}},
+        {"path": "../../etc/passwd", "url": "http://127.0.0.1:9/canary", "meta": {"_type": "gradio.FileData"}},
+    ],
+)
+def test_a_request_names_neither_files_of_the_server_nor_addresses(visitor: Any, given: dict[str, Any]) -> None:
+    for route in (
+        "/gradio_api/call/explain",
+        "/gradio_api/run/explain",
+        "/gradio_api/queue/join",
+        "/gradio_api/api/explain",
+    ):
+        answer = visitor.post(route, json={"data": [given, "", "", ""], "fn_index": 0, "session_hash": "x"})
+        assert answer.status_code in (400, 403, 404), (route, answer.status_code, answer.text[:200])
+
+
+def test_other_hosts_and_origins_are_refused(visitor: Any) -> None:
+    assert visitor.get("/health", headers={"host": "evil.example"}).status_code == 400
+    foreign = visitor.get("/health", headers={"origin": "http://evil.example"})
+    assert "access-control-allow-origin" not in foreign.headers
+    asked_first = visitor.options(
+        "/gradio_api/upload", headers={"origin": "http://evil.example", "access-control-request-method": "POST"}
+    )
+    assert "access-control-allow-origin" not in asked_first.headers
+
+
+def test_a_file_over_the_limit_is_413(visitor: Any) -> None:
+    answer = visitor.post("/gradio_api/upload", files={"files": ("big.jpg", b"\xff" * (21 * 2**20 + 1))})
+    assert answer.status_code == 413
+    long = visitor.post(
+        "/gradio_api/call/explain",
+        content=b'{"data": ["' + b"x" * 600_000 + b'"]}',
+        headers={"content-type": "application/json"},
+    )
+    assert long.status_code == 413
+
+
+def test_a_thousand_files_at_once_are_refused(visitor: Any) -> None:
+    answer = visitor.post("/gradio_api/upload", files=[("files", (f"{number}.jpg", b"x")) for number in range(1001)])
+    assert answer.status_code == 400
+
+
+def test_twenty_visitors_at_once_get_each_their_own_answer(server: Any, visitor: Any) -> None:
+    wanted = ["tabby", "goldfish", "espresso", "sports car"]
+
+    def visit(number: int) -> tuple[str, str, str]:
+        with server.visitor() as client:
+            content = (DEMO / ("cat.jpg" if number % 2 else "coffee.jpg")).read_bytes()
+            path = upload(client, content, f"{number}.jpg")
+            target = wanted[number % 4]
+            kind, data = asked(client, file(path), target, "grad-cam", "")
+            return kind, target, data[0]["target"]["label"] + " " + next(iter(data[0]["predictions"]))
+
+    with ThreadPoolExecutor(20) as pool:
+        jobs = [pool.submit(visit, number) for number in range(20)]
+        waits = []
+        while not all(job.done() for job in jobs):
+            begun = time.monotonic()
+            assert visitor.get("/health").status_code == 200
+            waits.append(time.monotonic() - begun)
+            time.sleep(0.05)
+        found = [job.result() for job in jobs]
+    assert waits
+    assert max(waits) < 3, "the health page waits for the model"
+    for number, (kind, target, got) in enumerate(found):
+        assert kind == "complete"
+        assert got.startswith(target)
+        assert got.endswith("espresso") == (number % 2 == 0)
+
+
+def test_whoever_comes_when_the_queue_is_full_is_told(tmp_path: Path) -> None:
+    busy = start(tmp_path / "busy")
+    try:
+        with busy.visitor() as client:
+            path = upload(client, CAT.read_bytes())
+
+            def begin(number: int) -> Any:
+                return client.post(
+                    "/gradio_api/call/explain", json={"data": [file(path), str(number), "score-cam", ""]}
+                )
+
+            with ThreadPoolExecutor(16) as pool:
+                answers = list(pool.map(begin, range(WAITING + 12)))
+            full = [answer for answer in answers if answer.status_code != 200]
+            assert len(answers) > len(full) >= 8
+            assert all("full" in answer.text.lower() for answer in full)
+            assert client.get("/health").status_code == 200
+    finally:
+        assert stop(busy) in (0, 130)
+    assert not list(busy.temporary.glob("sightline-app-*")), "what was uploaded is deleted at the end"
+
+
+@pytest.mark.parametrize("auth", ["", "user", ":word", "user:"])
+def test_a_user_without_a_password_is_refused(auth: str) -> None:
+    with pytest.raises(SightlineError, match="USER:PASS"):
+        _user(auth)
+
+
+def test_others_are_let_in_only_with_a_password() -> None:
+    with pytest.raises(SightlineError, match="--auth"):
+        run([], host="0.0.0.0", said=str)
+
+
+def test_examples_are_a_folder_of_pictures(tmp_path: Path) -> None:
+    with pytest.raises(SightlineError, match="no folder"):
+        _examples(tmp_path / "nowhere")
+    with pytest.raises(SightlineError, match="no picture"):
+        _examples(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert _examples(tmp_path) == [tmp_path / "a.png"]
+
+
+def test_a_password_is_asked_for(tmp_path: Path) -> None:
+    closed = start(tmp_path / "closed", "--auth", "ann:secret")
+    with closed.visitor() as client:
+        assert client.post("/gradio_api/call/explain", json={"data": [None, "", "", ""]}).status_code == 401
+        assert client.post("/gradio_api/upload", files={"files": ("a.jpg", b"x")}).status_code == 401
+        assert client.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
+        assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
+        assert client.post("/gradio_api/upload", files={"files": ("a.jpg", b"x")}).status_code == 200
+        assert client.get("/health").status_code == 200
+    assert stop(closed) in (0, 130)

@@ -156,14 +156,17 @@ def test_a_request_names_neither_files_of_the_server_nor_addresses(visitor: Any,
         assert answer.status_code in (400, 403, 404), (route, answer.status_code, answer.text[:200])
 
 
-def test_other_hosts_and_origins_are_refused(visitor: Any) -> None:
+def test_other_hosts_and_origins_are_refused(server: Any, visitor: Any) -> None:
     assert visitor.get("/health", headers={"host": "evil.example"}).status_code == 400
-    foreign = visitor.get("/health", headers={"origin": "http://evil.example"})
-    assert "access-control-allow-origin" not in foreign.headers
-    asked_first = visitor.options(
-        "/gradio_api/upload", headers={"origin": "http://evil.example", "access-control-request-method": "POST"}
-    )
-    assert "access-control-allow-origin" not in asked_first.headers
+    for origin in ("http://evil.example", "null", "http://127.0.0.1.evil.example", "http://localhost:1"):
+        for answer in (
+            visitor.get("/health", headers={"origin": origin}),
+            visitor.options("/gradio_api/upload", headers={"origin": origin, "access-control-request-method": "POST"}),
+            visitor.post("/gradio_api/upload", files={"files": ("a.jpg", b"x")}, headers={"origin": origin}),
+        ):
+            assert answer.status_code == 403
+            assert "access-control-allow-origin" not in answer.headers
+    assert visitor.get("/health", headers={"origin": server.url}).status_code == 200
 
 
 def test_a_file_over_the_limit_is_413(visitor: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from sightline.engine.probe import Progress
 from sightline.engine.targets import table
 from sightline.errors import ImageError, ModelError, SightlineError, TargetError
 from sightline.flow import Look, compare, look
@@ -92,8 +93,8 @@ class Offer:
         return self.models[name]
 
 
-def ask(offer: Offer, question: Question) -> Answer:
-    """Answers, from what is kept where it can.
+def ask(offer: Offer, question: Question, progress: Progress | None = None) -> Answer:
+    """Answers, from what is kept where it can; methods that ask the model again tell how far they are.
 
     Raises:
         SightlineError: every foreseen failure, with a sentence for the person who asks.
@@ -105,7 +106,7 @@ def ask(offer: Offer, question: Question) -> Answer:
         known = offer.answers.get(key)
         if known is None:
             try:
-                known = _ANSWERS[question.mode](offer, question)
+                known = _ANSWERS[question.mode](offer, question, progress)
             except MemoryError as error:
                 raise ImageError("there is not enough memory for this picture; choose a smaller one") from error
             _keep(offer.answers, key, known)
@@ -185,7 +186,7 @@ def as_zip(answer: Answer) -> bytes:
     return packed.getvalue()
 
 
-def as_python(offer: Offer, question: Question, answer: Answer) -> str:
+def as_python(question: Question, answer: Answer) -> str:
     """The lines that make the same maps."""
     photo = Path(answer.maps[0].image).name
     models = list(dict.fromkeys(one.model for one in answer.maps))
@@ -216,12 +217,12 @@ def overlay_address(heatmap: Heatmap) -> str:
     return "data:image/png;base64," + base64.b64encode(png(heatmap.overlay())).decode("ascii")
 
 
-def _one(offer: Offer, question: Question) -> Answer:
+def _one(offer: Offer, question: Question, progress: Progress | None) -> Answer:
     looked = look_at(offer, question.model, question.picture, question.layer)
     targets = [_index(looked, question.target)]
     if question.beside:
         targets.append(_index(looked, question.beside))
-    maps = compare(looked, methods=[question.method], targets=targets)
+    maps = compare(looked, methods=[question.method], targets=targets, progress=progress)
     first = maps[0]
     if not list_methods()[question.method].class_specific:
         sentence = f"Bright places are those that {first.where()} responds to most, whichever class is asked for."
@@ -232,16 +233,17 @@ def _one(offer: Offer, question: Question) -> Answer:
     return _answer(maps, f"{sentence} This shows what the score responded to, not what caused it.")
 
 
-def _methods(offer: Offer, question: Question) -> Answer:
+def _methods(offer: Offer, question: Question, progress: Progress | None) -> Answer:
     looked = look_at(offer, question.model, question.picture, question.layer)
-    maps = compare(looked, methods=list(question.methods) or one_pass(), targets=[_index(looked, question.target)])
+    methods = list(question.methods) or one_pass()
+    maps = compare(looked, methods=methods, targets=[_index(looked, question.target)], progress=progress)
     return _answer(
         maps,
         f"{maps[0].label!r} by {len(maps)} methods. Each asks another question; where they disagree, none is to be believed by itself.",
     )
 
 
-def _layers(offer: Offer, question: Question) -> Answer:
+def _layers(offer: Offer, question: Question, progress: Progress | None) -> Answer:
     if list_methods()[question.method].needs not in ONE_PASS:
         raise SightlineError(
             f"{question.method} runs the network many times, too long for all layers; choose another method here"
@@ -255,24 +257,24 @@ def _layers(offer: Offer, question: Question) -> Answer:
     )
 
 
-def _models(offer: Offer, question: Question) -> Answer:
+def _models(offer: Offer, question: Question, progress: Progress | None) -> Answer:
     if not question.second:
         raise SightlineError("choose a second model; this server offers " + ", ".join(offer.models))
     looked = look_at(offer, question.model, question.picture)
-    (first,) = compare(looked, methods=[question.method], targets=[_index(looked, question.target)])
+    (first,) = compare(looked, methods=[question.method], targets=[_index(looked, question.target)], progress=progress)
     other = look_at(offer, question.second, question.picture)
     try:
-        (second,) = compare(other, methods=[question.method], targets=[first.label])
+        (second,) = compare(other, methods=[question.method], targets=[first.label], progress=progress)
         sentence = f"{first.label!r} by two models. Each has its own scale: scores of different models do not compare."
     except TargetError:
-        (second,) = compare(other, methods=[question.method])
+        (second,) = compare(other, methods=[question.method], progress=progress)
         sentence = (
             f"The second model knows no {first.label!r}; its own answer is shown instead. Each has its own scale."
         )
     return _answer([first, second], sentence)
 
 
-_ANSWERS: dict[str, Callable[[Offer, Question], Answer]] = {
+_ANSWERS: dict[str, Callable[[Offer, Question, Progress | None], Answer]] = {
     "one": _one,
     "methods": _methods,
     "layers": _layers,

@@ -29,6 +29,7 @@ from sightline.render.viewer import script, style_sheet
 CHOSEN = "chosen by itself"
 NOTHING = "nothing"
 WAITING = 32  # visitors in the queue; the next one is told that it is full
+NAMES = ("picture", "mode", "model", "second", "target", "beside", "method", "methods", "layer")
 TEMPLATE = """
 <p class="sightline-problem" role="alert" hidden></p>
 <p class="sightline-empty">Choose a picture on the left, or one of the examples.</p>
@@ -66,33 +67,67 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
     methods = [(f"{name}: {one.summary}", name) for name, one in list_methods().items()]
     quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
 
-    def answer(*values: Any) -> Any:
+    stopped: set[str] = set()
+
+    def show(history: list[dict[str, Any]], values: Sequence[Any], session: str, progress: Any) -> Any:
+        """What the page shows for a question: answer, Python lines, history, its list."""
         question = _question(*values)
         if not question.picture:
-            return None, ""
-        try:
-            found = ask(offer, question)
-            return as_data(found), as_python(offer, question, found)
-        except SightlineError as error:
-            return problem(str(error)), ""
+            return None, "", history, gr.skip()
 
-    def opened(picture: str | None, model: str, target: str | None, beside: str | None) -> Any:
-        """A new picture or model: what it says, and which classes and layers there are."""
-        nothing = gr.Dropdown(choices=[], value=None)
-        if not picture:
-            return None, nothing, nothing, nothing
+        def told(done: int, of: int) -> None:
+            if session in stopped:
+                raise SightlineError("stopped, as you asked")
+            progress((done, of), desc="asking the model again", unit="questions")
+
+        stopped.discard(session)
         try:
-            looked = look_at(offer, model, picture)
-        except SightlineError:
-            return None, nothing, nothing, nothing  # `answer` says why
-        names = class_names(looked)
-        said = predictions(looked)
+            found = ask(offer, question, told)
+        except SightlineError as error:
+            return problem(str(error)), "", history, gr.skip()
+        if question.mode == "one":
+            line = _line(question, found.target)
+            history = [{"line": line, "values": list(values)}, *(one for one in history if one["line"] != line)][:20]
+        lines = gr.Radio(choices=[one["line"] for one in history], value=None)
+        return as_data(found), as_python(question, found), history, lines
+
+    def answer(history: Any, *values: Any, request: Any = None, progress: Any = gr.Progress()) -> Any:  # noqa: B008 - read by Gradio
+        return show(history, values, _session(request), progress)
+
+    def opened(
+        history: Any,
+        restored: Any,
+        *values: Any,
+        request: Any = None,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Any:
+        """A new picture or model: what it says, which classes and layers there are, and its first answer."""
+        question = _question(*values)
+        given = dict(zip(NAMES, values, strict=True)) | {"target": None, "layer": CHOSEN}
+        if restored and restored[0] == question.picture:  # out of the history, with all that belonged to it
+            given = dict(zip(NAMES, restored, strict=True))
+        nothing = gr.Dropdown(choices=[], value=None)
+        unknown = (None, nothing, nothing, nothing)
+        try:
+            looked = look_at(offer, given["model"], question.picture) if question.picture else None
+        except SightlineError as error:
+            return *unknown, problem(str(error)), "", history, gr.skip()
+        if looked is None:
+            return *unknown, None, "", history, gr.skip()
+        names, said = class_names(looked), predictions(looked)
+        given["target"] = given["target"] or next(iter(said), None)
+        if given["beside"] not in names:
+            given["beside"] = NOTHING
         return (
             said,
-            gr.Dropdown(choices=names, value=next(iter(said), None)),
-            gr.Dropdown(choices=[NOTHING, *names], value=beside if beside in names else NOTHING),
-            gr.Dropdown(choices=[CHOSEN, *layer_names(looked)], value=CHOSEN),
+            gr.Dropdown(choices=names, value=given["target"]),
+            gr.Dropdown(choices=[NOTHING, *names], value=given["beside"]),
+            gr.Dropdown(choices=[CHOSEN, *layer_names(looked)], value=given["layer"]),
+            *show(history, list(given.values()), _session(request), progress),
         )
+
+    def stop(request: Any = None) -> None:
+        stopped.add(_session(request))
 
     def save_all(*values: Any) -> str:
         question = _question(*values)
@@ -103,21 +138,8 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         except SightlineError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    def remember(history: list[dict[str, Any]], *values: Any) -> Any:
-        question = _question(*values)
-        if not question.picture or question.mode != "one":
-            return history, gr.Radio(choices=_lines(history), value=None)
-        try:
-            target = ask(offer, question).target
-        except SightlineError:
-            return history, gr.Radio(choices=_lines(history), value=None)
-        line = (
-            f"{Path(question.picture).name}: {target}"
-            + (f" next to {question.beside}" if question.beside else "")
-            + f", {question.method}, {question.model}"
-        )
-        history = [{"line": line, "values": list(values)}, *(one for one in history if one["line"] != line)][:20]
-        return history, gr.Radio(choices=_lines(history), value=None)
+    for function in (answer, opened, stop):
+        function.__annotations__["request"] = gr.Request  # which Gradio reads; as text it could not be found
 
     with gr.Blocks(title="Why did the model say that?", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(
@@ -125,6 +147,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         )
         mode = gr.State("one")
         history = gr.State([])
+        restored = gr.State(None)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 picture = pictures(
@@ -172,6 +195,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                 )
                 with gr.Row():
                     save_button = gr.Button("Save maps and pictures (.zip)", elem_id="save")
+                    stop_button = gr.Button("Stop", elem_id="stop", scale=0, min_width=90)
                 with gr.Accordion("Method and layer", open=False):
                     method = gr.Dropdown(methods, value="grad-cam", label="Method", elem_id="method")
                     layer = gr.Dropdown([CHOSEN], value=CHOSEN, label="Layer", elem_id="layer")
@@ -182,54 +206,36 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         packed = gr.Textbox(visible="hidden", elem_id="packed")
 
         asked = [picture, mode, model, second, target, beside, method, several, layer]
-        outputs = [shown, code]
+        outputs = [shown, code, history, past]
+        free: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
-        def then(event: Any) -> None:
-            event.then(answer, asked, outputs, show_progress="minimal", **quiet).then(
-                remember,
-                [history, *asked],
-                [history, past],
-                show_progress="hidden",
-                queue=False,
-                api_visibility="private",
-            )
+        def then_answer(event: Any) -> None:
+            event.then(answer, [history, *asked], outputs, show_progress="full", show_progress_on=[shown], **quiet)
 
-        then(
-            picture.change(
-                opened, [picture, model, target, beside], [said, target, beside, layer], show_progress="hidden", **quiet
-            )
-        )
-        then(
-            model.input(
-                opened, [picture, model, target, beside], [said, target, beside, layer], show_progress="hidden", **quiet
-            )
-        )
+        for choice in (picture.change, model.input):
+            choice(
+                opened, [history, restored, *asked], [said, target, beside, layer, *outputs], show_progress="full", show_progress_on=[shown], **quiet
+            )  # fmt: skip
         for control in (target, beside, method, several, layer, second):
-            then(control.input(lambda: None, queue=False, api_visibility="private"))
+            control.input(answer, [history, *asked], outputs, show_progress="full", show_progress_on=[shown], **quiet)
 
         def clicked(event: Any) -> Any:
             return event.value
 
-        clicked.__annotations__["event"] = gr.SelectData  # which Gradio reads; as text it could not be found
-
-        then(said.select(clicked, None, target, queue=False, api_visibility="private", show_progress="hidden"))
+        clicked.__annotations__["event"] = gr.SelectData
+        then_answer(said.select(clicked, None, target, **free))
         for tab, name in ((tab_one, "one"), (tab_methods, "methods"), (tab_layers, "layers"), (tab_models, "models")):
-            then(
-                tab.select(
-                    lambda name=name: name, None, mode, queue=False, api_visibility="private", show_progress="hidden"
-                )
-            )
+            then_answer(tab.select(lambda name=name: name, None, mode, **free))
+        stop_button.click(stop, None, None, **free)
         save_button.click(save_all, asked, packed, show_progress="minimal", **quiet).success(
             None, packed, None, js="(text) => { window.sightlineSave(text); }", api_visibility="private"
         )
 
         def again(line: str | None, lines: list[dict[str, Any]]) -> Any:
             found = next((one["values"] for one in lines if one["line"] == line), None)
-            return found if found is not None else [gr.skip()] * len(asked)
+            return (found, *found) if found is not None else [gr.skip()] * (1 + len(asked))
 
-        past.input(again, [past, history], asked, queue=False, api_visibility="private", show_progress="hidden").then(
-            answer, asked, outputs, show_progress="minimal", **quiet
-        )
+        then_answer(past.input(again, [past, history], [restored, *asked], **free))
 
         def explain(picture: str | None, class_name: str, method: str, model: str) -> dict[str, Any]:
             """Explain a picture: which part of it raised the model's score for a class.
@@ -280,29 +286,27 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
     return page
 
 
-def _question(
-    picture: str | None,
-    mode: str,
-    model: str,
-    second: str,
-    target: str | None,
-    beside: str | None,
-    method: str,
-    methods: Sequence[str],
-    layer: str | None,
-) -> Question:
+def _question(*values: Any) -> Question:
+    """What the page's controls say, in the order of NAMES."""
+    given = dict(zip(NAMES, values, strict=True))
     return Question(
-        picture=picture or "",
-        mode=mode,
-        model=model,
-        second=second or "",
-        target=target,
-        beside=None if beside in (None, "", NOTHING) else beside,
-        method=method,
-        methods=tuple(methods),
-        layer=None if layer in (None, "", CHOSEN) else layer,
+        picture=given["picture"] or "",
+        mode=given["mode"],
+        model=given["model"],
+        second=given["second"] or "",
+        target=given["target"],
+        beside=None if given["beside"] in (None, "", NOTHING) else given["beside"],
+        method=given["method"],
+        methods=tuple(given["methods"]),
+        layer=None if given["layer"] in (None, "", CHOSEN) else given["layer"],
     )
 
 
-def _lines(history: Sequence[dict[str, Any]]) -> list[str]:
-    return [one["line"] for one in history]
+def _line(question: Question, target: str) -> str:
+    """A question in the list of those asked before."""
+    beside = f" next to {question.beside}" if question.beside else ""
+    return f"{Path(question.picture).name}: {target}{beside}, {question.method}, {question.model}"
+
+
+def _session(request: Any) -> str:
+    return str(getattr(request, "session_hash", ""))

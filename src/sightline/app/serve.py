@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,12 @@ def run(
     port: int = 7860,
     auth: str | None = None,
     examples: Path | None = None,
+    names: Sequence[str] = (),
+    root_path: str | None = None,
+    open_to_all: bool = False,
     said: Callable[[str], None],
 ) -> None:
-    """Loads the models, prints the address, and serves until Ctrl-C; all that was uploaded is deleted then.
+    """Loads the models, prints the address, and serves until Ctrl-C or SIGTERM; all that was uploaded is deleted then.
 
     Args:
         models: names for `load_model`; the bundled one for none.
@@ -93,16 +96,20 @@ def run(
         port: 0 for any free one.
         auth: USER:PASS.
         examples: a folder of pictures.
+        names: further names under which it is called, as behind a reverse proxy.
+        root_path: where it stands behind a reverse proxy, such as /sightline.
+        open_to_all: lets anybody in without a password, as a public demonstration wants it.
         said: called with the address.
     """
+    import signal
     import socket
 
     user = _user(auth)
-    if host not in LOOPBACK and user is None:
+    if host not in LOOPBACK and user is None and not open_to_all:
         raise SightlineError(f"{host} can be reached by others; give --auth USER:PASS, or leave --host out")
     pictures = _examples(examples)
-    with suppress(ValueError):
-        os.umask(0o077)
+    os.umask(0o077)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was uploaded is deleted then, too
     folder = Path(tempfile.mkdtemp(prefix="sightline-app-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     try:
@@ -114,7 +121,9 @@ def run(
                 raise SightlineError(
                     f"{host}:{port} can't be listened on: {error.strerror or error}; choose another --port"
                 ) from error
-            _serve(listening, load(models), host, user, pictures, said)
+            hosts = (*LOOPBACK, *names) if host in LOOPBACK else (*names,) or ("*",)
+            app = application(load(models), hosts=hosts, auth=user, examples=pictures, root_path=root_path)
+            _serve(listening, app, host, said)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -126,14 +135,10 @@ def load(models: Sequence[str]) -> Offer:
     return Offer({name: load_model(name) for name in models or ("bundled",)})
 
 
-def _serve(
-    listening: Any, offer: Offer, host: str, user: tuple[str, str] | None, examples: Sequence[Path], said: Any
-) -> None:
+def _serve(listening: Any, app: Any, host: str, said: Callable[[str], None]) -> None:
     import uvicorn
 
     port = listening.getsockname()[1]
-    hosts = LOOPBACK if host in LOOPBACK else ("*",)
-    app = application(offer, hosts=hosts, auth=user, examples=examples)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
     shown = f"[{host}]" if ":" in host else host
     said(f"http://{shown}:{port}")

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 COOKIE = "sightline_visit"
 MOST = 20_000  # files whose owner is remembered
@@ -52,6 +52,9 @@ class Visitors:
         visit = _visit(headers.get("cookie", ""))
         path = unquote(scope["path"])
         try:
+            origin = headers.get("origin", "")
+            if origin and urlsplit(origin).netloc != headers.get("host"):
+                raise Refused(403, "requests of other pages are refused")
             if "/file=" in path or "/file/" in path:
                 self._check_readable(path.partition("/file")[2][1:], visit)
             if (

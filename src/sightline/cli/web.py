@@ -19,7 +19,19 @@ def run(
         str, typer.Option("--host", help="Address to listen on; others than this machine's own only with --auth.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any free one.")] = 7860,
-    auth: Annotated[str | None, typer.Option("--auth", metavar="USER:PASS", help="Ask visitors for this.")] = None,
+    auth: Annotated[
+        str | None, typer.Option("--auth", envvar="SIGHTLINE_AUTH", metavar="USER:PASS", help="Ask visitors for this.")
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name", metavar="HOST", help="Another name it is called by, as behind a reverse proxy; again for more."
+        ),
+    ] = None,
+    root_path: Annotated[
+        str | None,
+        typer.Option("--root-path", metavar="PATH", help="Where it stands behind a reverse proxy, such as /sightline."),
+    ] = None,
     examples: Annotated[Path | None, typer.Option("--examples", metavar="DIR", help="Pictures to choose from.")] = None,
 ) -> None:
     """Ask a model why, in a browser. Stop it with Ctrl-C."""
@@ -37,5 +49,7 @@ def run(
         port=port,
         auth=auth,
         examples=examples,
+        names=name or [],
+        root_path=root_path,
         said=lambda address: say(f"Sightline runs on {address} (stop with Ctrl-C)"),
     )

@@ -186,6 +186,82 @@ def speed_of_many(rounds: int, device: str) -> str:
     return table(head, rows)
 
 
+def speed_of_asking_again(rounds: int, device: str) -> str:
+    """Methods that run the head or the whole network many times, on resnet18 with its 512 channels, one image."""
+    import sightline
+    from sightline.methods.registry import one_pass
+
+    model, layer = build("resnet18", device), MODELS["resnet18"]
+    x = torch.rand(1, 3, 224, 224, device=device)
+    adapter = sightline.adapt(model, layers=[layer])
+
+    def by(method: str) -> Run:
+        return lambda: sightline.attribute(x, adapter, method=method, target=7)
+
+    def all_of_one_pass() -> object:
+        seen = sightline.capture(x, adapter)
+        return [sightline.attribute(seen, adapter, method=one, target=7) for one in one_pass()]
+
+    runs = {
+        "forward": forward(model, x),
+        **{name: by(name) for name in ("eigen-cam", "recipro-cam", "ablation-cam", "shapley-cam", "finer-cam")},
+        f"all {len(one_pass())} of one pass": all_of_one_pass,
+    }
+    found = ratios(runs, rounds * 2, device == "cuda")
+    rows = [[name, shown(found[name]), f"{found[name][3] * 1000:.0f} ms"] for name in list(runs)[1:]]
+    print(rows, flush=True)
+    return table(["resnet18, one image", "of a forward", "time"], rows)
+
+
+def speed_of_score_cam(rounds: int, device: str) -> str:
+    """The whole network once for each of 512 channels, in turn with the peers."""
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    from torchcam.methods import ScoreCAM
+
+    import sightline
+
+    model, layer = build("resnet18", device), MODELS["resnet18"]
+    loaded = sightline.load_model("torchvision:resnet18", random_weights=True)
+    loaded.module.to(device)
+    x = torch.rand(1, 3, 224, 224, device=device)
+    adapter = sightline.adapt(model, layers=[layer])
+
+    def ours(one: object, **options: object) -> Run:
+        return lambda: sightline.attribute(x, one, method="score-cam", target=7, layer=layer, options=options)
+
+    def peer(kind: str) -> Run:
+        def run() -> object:
+            with getattr(pytorch_grad_cam, kind)(model=model, target_layers=[model.get_submodule(layer)]) as cam:
+                cam.batch_size = 16
+                return cam(input_tensor=x, targets=[ClassifierOutputTarget(7)])
+
+        return run
+
+    def torchcam() -> object:
+        with torch.no_grad(), ScoreCAM(model, layer, batch_size=16) as cam:
+            return cam(7, model(x))
+
+    runs = {
+        "score-cam, sightline, own module": ours(adapter),
+        "score-cam, sightline, loaded": ours(loaded),
+        "score-cam, sightline, loaded, bfloat16": ours(loaded, bfloat16=True),
+        "score-cam, pytorch-grad-cam": peer("ScoreCAM"),
+        "score-cam, torchcam": torchcam,
+        "ablation-cam, sightline, own module": lambda: sightline.attribute(x, adapter, method="ablation-cam", target=7),
+        "ablation-cam, pytorch-grad-cam": peer("AblationCAM"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begun)
+    rows = [[name, f"{statistics.median(one):.2f} s ({min(one):.2f}-{max(one):.2f})"] for name, one in times.items()]
+    print(rows, flush=True)
+    return table(["resnet18, one image, 512 channels", "time"], rows)
+
+
 def speed_of_loaded(rounds: int, device: str) -> str:
     """Models that Sightline loads itself: batch norm folded, channels-last; against their plain eager forward."""
     import dataclasses
@@ -320,6 +396,9 @@ def main() -> None:
         "## Models that Sightline loads itself\n",
         "Batch norm folded and channels-last, checked at loading to give the same logits.\n",
         speed_of_loaded(arguments.rounds, "cpu"),
+        "## Methods that ask again\n",
+        speed_of_asking_again(arguments.rounds, "cpu"),
+        speed_of_score_cam(3, "cpu"),
         "## Memory\n",
         memory(),
         "## Start\n",

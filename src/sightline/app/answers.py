@@ -71,11 +71,13 @@ class Offer:
         models: by name; the first is the default.
         kept_mb: how much may be kept of what was seen; the oldest goes first.
         lock: held while a model runs: visitors take turns.
+        closing: once set, questions that take long end.
     """
 
     models: Mapping[str, Adapter]
     kept_mb: float = 512
     lock: threading.RLock = field(default_factory=threading.RLock)
+    closing: threading.Event = field(default_factory=threading.Event)
     seen: LRUCache[Any, Look] = field(init=False)
     answers: LRUCache[Any, Answer] = field(init=False)
 
@@ -101,12 +103,19 @@ def ask(offer: Offer, question: Question, progress: Progress | None = None) -> A
     """
     if question.mode not in MODES:
         raise SightlineError(f"mode {question.mode!r}; expected one of {', '.join(MODES)}")
+
+    def told(done: int, of: int) -> None:
+        if offer.closing.is_set():
+            raise SightlineError("the server is being stopped")
+        if progress is not None:
+            progress(done, of)
+
     key = (_digest(question.picture), *(value for name, value in vars(question).items() if name != "picture"))
     with offer.lock:
         known = offer.answers.get(key)
         if known is None:
             try:
-                known = _ANSWERS[question.mode](offer, question, progress)
+                known = _ANSWERS[question.mode](offer, question, told)
             except MemoryError as error:
                 raise ImageError("there is not enough memory for this picture; choose a smaller one") from error
             _keep(offer.answers, key, known)
@@ -217,7 +226,7 @@ def overlay_address(heatmap: Heatmap) -> str:
     return "data:image/png;base64," + base64.b64encode(png(heatmap.overlay())).decode("ascii")
 
 
-def _one(offer: Offer, question: Question, progress: Progress | None) -> Answer:
+def _one(offer: Offer, question: Question, progress: Progress) -> Answer:
     looked = look_at(offer, question.model, question.picture, question.layer)
     targets = [_index(looked, question.target)]
     if question.beside:
@@ -233,7 +242,7 @@ def _one(offer: Offer, question: Question, progress: Progress | None) -> Answer:
     return _answer(maps, f"{sentence} This shows what the score responded to, not what caused it.")
 
 
-def _methods(offer: Offer, question: Question, progress: Progress | None) -> Answer:
+def _methods(offer: Offer, question: Question, progress: Progress) -> Answer:
     looked = look_at(offer, question.model, question.picture, question.layer)
     methods = list(question.methods) or one_pass()
     maps = compare(looked, methods=methods, targets=[_index(looked, question.target)], progress=progress)
@@ -243,7 +252,7 @@ def _methods(offer: Offer, question: Question, progress: Progress | None) -> Ans
     )
 
 
-def _layers(offer: Offer, question: Question, progress: Progress | None) -> Answer:
+def _layers(offer: Offer, question: Question, progress: Progress) -> Answer:
     if list_methods()[question.method].needs not in ONE_PASS:
         raise SightlineError(
             f"{question.method} runs the network many times, too long for all layers; choose another method here"
@@ -257,7 +266,7 @@ def _layers(offer: Offer, question: Question, progress: Progress | None) -> Answ
     )
 
 
-def _models(offer: Offer, question: Question, progress: Progress | None) -> Answer:
+def _models(offer: Offer, question: Question, progress: Progress) -> Answer:
     if not question.second:
         raise SightlineError("choose a second model; this server offers " + ", ".join(offer.models))
     looked = look_at(offer, question.model, question.picture)
@@ -274,7 +283,7 @@ def _models(offer: Offer, question: Question, progress: Progress | None) -> Answ
     return _answer([first, second], sentence)
 
 
-_ANSWERS: dict[str, Callable[[Offer, Question, Progress | None], Answer]] = {
+_ANSWERS: dict[str, Callable[[Offer, Question, Progress], Answer]] = {
     "one": _one,
     "methods": _methods,
     "layers": _layers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,18 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
 
     stopped: set[str] = set()
 
-    def show(history: list[dict[str, Any]], values: Sequence[Any], session: str, progress: Any) -> Any:
+    def show(history: list[dict[str, Any]], values: Sequence[Any], visit: str, progress: Any) -> Any:
         """What the page shows for a question: answer, Python lines, history, its list."""
         question = _question(*values)
         if not question.picture:
             return None, "", history, gr.skip()
 
         def told(done: int, of: int) -> None:
-            if session in stopped:
+            if visit in stopped:
                 raise SightlineError("stopped, as you asked")
             progress((done, of), desc="asking the model again", unit="questions")
 
-        stopped.discard(session)
+        stopped.discard(visit)
         try:
             found = ask(offer, question, told)
         except SightlineError as error:
@@ -91,16 +92,10 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         lines = gr.Radio(choices=[one["line"] for one in history], value=None)
         return as_data(found), as_python(question, found), history, lines
 
-    def answer(history: Any, *values: Any, request: Any = None, progress: Any = gr.Progress()) -> Any:  # noqa: B008 - read by Gradio
-        return show(history, values, _session(request), progress)
+    def answer(visit: str, history: Any, *values: Any, progress: Any = gr.Progress()) -> Any:  # noqa: B008 - read by Gradio
+        return show(history, values, visit, progress)
 
-    def opened(
-        history: Any,
-        restored: Any,
-        *values: Any,
-        request: Any = None,
-        progress: Any = gr.Progress(),  # noqa: B008
-    ) -> Any:
+    def opened(visit: str, history: Any, restored: Any, *values: Any, progress: Any = gr.Progress()) -> Any:  # noqa: B008
         """A new picture or model: what it says, which classes and layers there are, and its first answer."""
         question = _question(*values)
         given = dict(zip(NAMES, values, strict=True)) | {"target": None, "layer": CHOSEN}
@@ -123,11 +118,8 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             gr.Dropdown(choices=names, value=given["target"]),
             gr.Dropdown(choices=[NOTHING, *names], value=given["beside"]),
             gr.Dropdown(choices=[CHOSEN, *layer_names(looked)], value=given["layer"]),
-            *show(history, list(given.values()), _session(request), progress),
+            *show(history, list(given.values()), visit, progress),
         )
-
-    def stop(request: Any = None) -> None:
-        stopped.add(_session(request))
 
     def save_all(*values: Any) -> str:
         question = _question(*values)
@@ -138,9 +130,6 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         except SightlineError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    for function in (answer, opened, stop):
-        function.__annotations__["request"] = gr.Request  # which Gradio reads; as text it could not be found
-
     with gr.Blocks(title="Why did the model say that?", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(
             "# Why did the model say that?\nChoose a picture, then click any class. The picture stays on the computer that runs this page."
@@ -148,6 +137,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         mode = gr.State("one")
         history = gr.State([])
         restored = gr.State(None)
+        visit = gr.State("")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 picture = pictures(
@@ -210,14 +200,18 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         free: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
         def then_answer(event: Any) -> None:
-            event.then(answer, [history, *asked], outputs, show_progress="full", show_progress_on=[shown], **quiet)
+            event.then(
+                answer, [visit, history, *asked], outputs, show_progress="full", show_progress_on=[shown], **quiet
+            )
 
         for choice in (picture.change, model.input):
             choice(
-                opened, [history, restored, *asked], [said, target, beside, layer, *outputs], show_progress="full", show_progress_on=[shown], **quiet
+                opened, [visit, history, restored, *asked], [said, target, beside, layer, *outputs], show_progress="full", show_progress_on=[shown], **quiet
             )  # fmt: skip
         for control in (target, beside, method, several, layer, second):
-            control.input(answer, [history, *asked], outputs, show_progress="full", show_progress_on=[shown], **quiet)
+            control.input(
+                answer, [visit, history, *asked], outputs, show_progress="full", show_progress_on=[shown], **quiet
+            )
 
         def clicked(event: Any) -> Any:
             return event.value
@@ -226,7 +220,8 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         then_answer(said.select(clicked, None, target, **free))
         for tab, name in ((tab_one, "one"), (tab_methods, "methods"), (tab_layers, "layers"), (tab_models, "models")):
             then_answer(tab.select(lambda name=name: name, None, mode, **free))
-        stop_button.click(stop, None, None, **free)
+        page.load(lambda: secrets.token_hex(8), None, visit, **free)
+        stop_button.click(stopped.add, visit, None, **free)
         save_button.click(save_all, asked, packed, show_progress="minimal", **quiet).success(
             None, packed, None, js="(text) => { window.sightlineSave(text); }", api_visibility="private"
         )
@@ -306,7 +301,3 @@ def _line(question: Question, target: str) -> str:
     """A question in the list of those asked before."""
     beside = f" next to {question.beside}" if question.beside else ""
     return f"{Path(question.picture).name}: {target}{beside}, {question.method}, {question.model}"
-
-
-def _session(request: Any) -> str:
-    return str(getattr(request, "session_hash", ""))

@@ -14,7 +14,7 @@ from sightline.app.answers import Offer
 from sightline.errors import SightlineError
 
 LIMIT_MB = 20
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def application(
@@ -122,8 +122,16 @@ def run(
                     f"{host}:{port} can't be listened on: {error.strerror or error}; choose another --port"
                 ) from error
             hosts = (*LOOPBACK, *names) if host in LOOPBACK else (*names,) or ("*",)
-            app = application(load(models), hosts=hosts, auth=user, examples=pictures, root_path=root_path)
-            _serve(listening, app, host, said)
+            offer = load(models)
+            try:
+                _serve(
+                    listening,
+                    application(offer, hosts=hosts, auth=user, examples=pictures, root_path=root_path),
+                    host,
+                    said,
+                )
+            finally:
+                offer.closing.set()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -21,7 +21,7 @@ from sightline.models.outputs import only_grid, with_grid
 from sightline.models.twin import isolated, twin
 
 # How much larger than its input a network's widest pair of layers is at most (VGG: 43), and than a grid its head's.
-_PER_IMAGE, _PER_GRID = 48, 16
+_PER_IMAGE, _PER_GRID = 48, 8
 MEMORY_MB = 512
 Progress = Callable[[int, int], None]
 

@@ -89,15 +89,17 @@ def recipro_cam(capture: Capture, probe: Probe, *, spread: bool = False) -> Tens
     a = capture.activations
     h, w = a.shape[2:]
     bell = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=a.dtype, device=a.device) / 16
-    cells = a[0].flatten(1).T[:, :, None, None]
+    # One more than there are cells: the last keeps none, so that the empty layer costs no question of its own.
+    cells = F.pad(a[0].flatten(1), (0, 1)).T[:, :, None, None]
     found = []
-    for part in probe.head_steps(h * w):
+    for part in probe.head_steps(h * w + 1):
         numbers = torch.arange(part.start, part.stop, device=a.device)
-        masks = F.one_hot(numbers, h * w).to(a.dtype).reshape(-1, 1, h, w)
+        masks = F.one_hot(numbers, h * w + 1)[:, :-1].to(a.dtype).reshape(-1, 1, h, w)
         if spread:
             masks = F.conv2d(masks, bell[None, None], padding=1)
         found.append(at_least_single(probe.score_head(cells[part] * masks)))
-    return (torch.cat(found) - at_least_single(probe.score_head(torch.zeros_like(a)))).reshape(1, h, w)
+    scores = torch.cat(found)
+    return (scores[:-1] - scores[-1]).reshape(1, h, w)
 
 
 @method("score-cam", needs="input", unit="own", reference="Wang et al. 2020, arXiv:1910.01279, algorithm 1")

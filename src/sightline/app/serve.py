@@ -122,6 +122,7 @@ def run(
                     f"{host}:{port} can't be listened on: {error.strerror or error}; choose another --port"
                 ) from error
             hosts = (*LOOPBACK, *names) if host in LOOPBACK else (*names,) or ("*",)
+            listening.listen(128)  # from now on nobody is turned away, though the first ones wait
             offer = load(models)
             try:
                 _serve(

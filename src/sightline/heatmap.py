@@ -381,7 +381,9 @@ def cautions(shown: Sequence[Heatmap], most: int = 10) -> list[str]:
         if len(about) == len(shown):
             continue
         places = list(dict.fromkeys(place(one) for one in about))
-        if (places == [about[0].method] and warning.startswith(about[0].method)) or " the same map here" in warning:
+        by = about[0].method
+        everywhere = [one for one in shown if one.method == by] == about
+        if (everywhere and warning.startswith(by)) or " the same map here" in warning:
             special.append(warning)
         else:
             rest = f" and {len(places) - 3} more" if len(places) > 3 else ""

@@ -213,11 +213,19 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                 answer, [visit, history, *asked], outputs, show_progress="full", show_progress_on=[shown], **quiet
             )
 
-        def clicked(event: Any) -> Any:
-            return event.value
+        def clicked(event: Any, visit: str, history: Any, *values: Any, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            given = dict(zip(NAMES, values, strict=True)) | {"target": event.value}
+            return event.value, *show(history, list(given.values()), visit, progress)
 
-        clicked.__annotations__["event"] = gr.SelectData
-        then_answer(said.select(clicked, None, target, **free))
+        clicked.__annotations__["event"] = gr.SelectData  # which Gradio reads; as text it could not be found
+        said.select(
+            clicked,
+            [visit, history, *asked],
+            [target, *outputs],
+            show_progress="full",
+            show_progress_on=[shown],
+            **quiet,
+        )
         for tab, name in ((tab_one, "one"), (tab_methods, "methods"), (tab_layers, "layers"), (tab_models, "models")):
             then_answer(tab.select(lambda name=name: name, None, mode, **free))
         page.load(lambda: secrets.token_hex(8), None, visit, **free)

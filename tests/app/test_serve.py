@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +22,8 @@ from sightline.app.page import WAITING
 from sightline.app.serve import _examples, _user, run
 from sightline.errors import SightlineError
 
-DEMO = Path(__file__).parents[2] / "src" / "sightline" / "data" / "demo"
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "src" / "sightline" / "data" / "demo"
 CAT = DEMO / "cat.jpg"
 
 
@@ -283,3 +287,36 @@ def test_a_password_is_asked_for(tmp_path: Path) -> None:
         assert client.post("/gradio_api/upload", files={"files": ("a.jpg", b"x")}).status_code == 200
         assert client.get("/health").status_code == 200
     assert stop(closed) in (0, 130)
+
+
+def test_the_lines_of_the_documentation_ask_the_server(server: Any, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "app.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "cat.jpg").write_bytes(CAT.read_bytes())
+    script = code.replace("http://127.0.0.1:7860", server.url)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "'x':" in done.stdout
+
+
+def test_the_endpoint_is_a_tool_for_language_models(server: Any) -> None:
+    pytest.importorskip("mcp", reason="the package mcp is not installed")
+    code = """
+import asyncio, sys
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
+
+async def main():
+    async with streamablehttp_client(sys.argv[1] + "/gradio_api/mcp/") as (read, write, _):
+        async with ClientSession(read, write) as session:
+            await session.initialize()
+            for tool in (await session.list_tools()).tools:
+                print(tool.name, sorted(tool.inputSchema["properties"]), tool.description.splitlines()[0])
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, server.url], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    (tool,) = done.stdout.strip().splitlines()
+    assert "explain ['class_name', 'method', 'model', 'picture'] Explain a picture" in tool

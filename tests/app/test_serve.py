@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -320,3 +321,100 @@ asyncio.run(main())
     assert done.returncode == 0, done.stderr
     (tool,) = done.stdout.strip().splitlines()
     assert "explain ['class_name', 'method', 'model', 'picture'] Explain a picture" in tool
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["Application/JSON", "APPLICATION/json; charset=utf-8", "application/x+json", "application/vnd.api+json", "text/plain", "application/octet-stream", ""],
+)  # fmt: skip
+def test_files_are_guarded_whatever_a_request_calls_itself(visitor: Any, kind: str, tmp_path: Path) -> None:
+    private = tmp_path / "private.png"
+    Image.new("RGB", (8, 8)).save(private)
+    body = json.dumps({"data": [file(str(private)), "", "grad-cam", ""]}).encode()
+    answer = visitor.post("/gradio_api/call/explain", content=body, headers={"content-type": kind})
+    assert answer.status_code == 404
+    twice = [("content-type", "application/json"), ("content-type", "text/plain")]
+    assert visitor.post("/gradio_api/call/explain", content=body, headers=twice).status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "application/x+json"])
+@pytest.mark.parametrize("route", ["/gradio_api/queue/join", "/gradio_api/reset"])
+def test_a_request_without_a_length_has_a_limit_too(visitor: Any, route: str, kind: str) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'{"data":["'
+        for _ in range(40):
+            yield b"a" * 2**18
+        yield b'"]}'
+
+    try:
+        answer = visitor.post(route, content=endless(), headers={"content-type": kind})
+    except httpx.TransportError:
+        return  # the server hung up in the middle, which is right, too
+    assert answer.status_code == 413
+    assert len(answer.content) < 1000
+
+
+def test_an_upload_without_a_length_has_a_limit_too(server: Any, visitor: Any) -> None:
+    def parts() -> Iterator[bytes]:
+        for number in range(6):
+            head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{number}.jpg"\r\n\r\n'
+            yield head.encode()
+            for _ in range(8):
+                yield b"x" * 2**20
+            yield b"\r\n"
+        yield b"--b--\r\n"
+
+    try:
+        answer = visitor.post(
+            "/gradio_api/upload", content=parts(), headers={"content-type": "multipart/form-data; boundary=b"}
+        )
+        assert answer.status_code == 413
+    except httpx.TransportError:
+        pass
+    left = sum(one.stat().st_size for one in server.temporary.rglob("*.jpg") if one.stat().st_size > 4e6)
+    assert left < 30e6
+
+
+def test_two_people_may_have_the_same_picture(server: Any, visitor: Any) -> None:
+    path = upload(visitor, CAT.read_bytes(), "class.jpg")
+    with server.visitor() as other:
+        assert upload(other, CAT.read_bytes(), "class.jpg") == path
+        assert other.get(f"/gradio_api/file={path}").status_code == 200
+    assert visitor.get(f"/gradio_api/file={path}").status_code == 200
+
+
+def test_a_strange_cookie_does_not_hide_ours(server: Any) -> None:
+    cookie = {"cookie": 'j={"a":1,"b":2}; sightline_visit=deadbeefdeadbeef'}
+    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+        (path,) = client.post("/gradio_api/upload", files={"files": ("x.jpg", CAT.read_bytes())}, headers=cookie).json()
+        assert client.get(f"/gradio_api/file={path}").status_code == 404
+        assert client.get(f"/gradio_api/file={path}", headers=cookie).status_code == 200
+
+
+def test_answers_name_no_folder_of_the_server_and_are_not_endless(visitor: Any) -> None:
+    kind, data = asked(visitor, file(upload(visitor, CAT.read_bytes()[:3000], "cut.jpg")), "", "", "")
+    assert kind == "error"
+    assert "cut.jpg" in json.dumps(data)
+    assert "sightline-app" not in json.dumps(data)
+    for name in ("9" * 5000, "x" * 5000):
+        kind, data = asked(visitor, file(upload(visitor, CAT.read_bytes())), name, "", "")
+        assert kind == "error"
+        assert "has no class" in json.dumps(data)
+        assert len(json.dumps(data)) < 2000
+    assert visitor.get("/health").headers["x-content-type-options"] == "nosniff"
+    assert visitor.get("/gradio_api/dev/reload").status_code == 404
+
+
+def test_a_very_large_picture_is_seen_whole_and_shown_smaller(visitor: Any, server: Any, tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil", reason="psutil is not installed")
+    with Image.open(CAT) as cat:
+        cat.resize((7000, 5000)).save(tmp_path / "large.png", compress_level=1)
+    content = io.BytesIO()
+    with Image.open(tmp_path / "large.png") as large:
+        large.convert("RGB").save(content, "JPEG")
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    kind, data = asked(visitor, file(upload(visitor, content.getvalue(), "large.jpg")), "tabby", "", "")
+    assert kind == "complete"
+    assert any("7000 x 5000 is shown and saved at 2400 x 1714" in warning for warning in data[0]["warnings"])
+    assert process.memory_info().rss - before < 1.2e9

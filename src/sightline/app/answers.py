@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import tempfile
@@ -25,6 +26,7 @@ from sightline.methods.registry import ONE_PASS, list_methods, one_pass
 from sightline.models.adapter import Adapter
 from sightline.models.layers import candidates
 
+LARGEST = 2400  # pixels of the longer side of what is shown and saved
 MODES = ("one", "methods", "layers", "models")
 
 
@@ -128,9 +130,24 @@ def look_at(offer: Offer, model: str, picture: str, layer: str | None = None) ->
     with offer.lock:
         known = offer.seen.get(key)
         if known is None:
-            known = look(picture, offer.adapter(model), layer=layer)
+            try:
+                known = _shown(look(picture, offer.adapter(model), layer=layer))
+            except ImageError as error:
+                # Where it lies on the server is nobody's business.
+                raise ImageError(str(error).replace(picture, Path(picture).name)) from error
             _keep(offer.seen, key, known)
         return known
+
+
+def _shown(looked: Look) -> Look:
+    """With the photograph no larger than a page can use; the model has seen all of it."""
+    if max(looked.photo.size) <= LARGEST:
+        return looked
+    photo = looked.photo.copy()
+    photo.thumbnail((LARGEST, LARGEST))
+    note = f"the photograph of {looked.photo.width} x {looked.photo.height} is shown and saved at {photo.width} x {photo.height}"
+    meta: Any = {**looked.meta, "notes": (*looked.meta["notes"], note)}
+    return dataclasses.replace(looked, photo=photo, meta=meta, view=dataclasses.replace(looked.view, photo=photo.size))
 
 
 def class_names(looked: Look) -> list[str]:

@@ -85,7 +85,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         try:
             found = ask(offer, question, told)
         except SightlineError as error:
-            return problem(str(error)), "", history, gr.skip()
+            return problem(_short(error)), "", history, gr.skip()
         if question.mode == "one":
             line = _line(question, found.target)
             history = [{"line": line, "values": list(values)}, *(one for one in history if one["line"] != line)][:20]
@@ -106,7 +106,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         try:
             looked = look_at(offer, given["model"], question.picture) if question.picture else None
         except SightlineError as error:
-            return *unknown, problem(str(error)), "", history, gr.skip()
+            return *unknown, problem(_short(error)), "", history, gr.skip()
         if looked is None:
             return *unknown, None, "", history, gr.skip()
         names, said = class_names(looked), predictions(looked)
@@ -128,7 +128,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         try:
             return base64.b64encode(as_zip(ask(offer, question))).decode("ascii")
         except SightlineError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(_short(error), print_exception=False) from None
 
     with gr.Blocks(title="Why did the model say that?", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(
@@ -229,7 +229,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         for tab, name in ((tab_one, "one"), (tab_methods, "methods"), (tab_layers, "layers"), (tab_models, "models")):
             then_answer(tab.select(lambda name=name: name, None, mode, **free))
         page.load(lambda: secrets.token_hex(8), None, visit, **free)
-        stop_button.click(stopped.add, visit, None, **free)
+        stop_button.click(lambda visit: stopped.add(visit) if visit else None, visit, None, **free)
         save_button.click(save_all, asked, packed, show_progress="minimal", **quiet).success(
             None, packed, None, js="(text) => { window.sightlineSave(text); }", api_visibility="private"
         )
@@ -255,6 +255,8 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             """
             if not picture:
                 raise gr.Error("give a picture", print_exception=False)
+            if not all(isinstance(one, str) for one in (class_name or "", method or "", model or "")):
+                raise gr.Error("class_name, method and model are texts", print_exception=False)
             try:
                 question = Question(
                     picture, model=model or models[0], target=class_name or None, method=method or "grad-cam"
@@ -262,7 +264,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                 (found,) = ask(offer, question).maps
                 looked = look_at(offer, question.model, picture)
             except SightlineError as error:
-                raise gr.Error(str(error), print_exception=False) from None
+                raise gr.Error(_short(error), print_exception=False) from None
             return {
                 "predictions": predictions(looked),
                 **{name: value for name, value in found.record().items() if name != "files"},
@@ -309,3 +311,9 @@ def _line(question: Question, target: str) -> str:
     """A question in the list of those asked before."""
     beside = f" next to {question.beside}" if question.beside else ""
     return f"{Path(question.picture).name}: {target}{beside}, {question.method}, {question.model}"
+
+
+def _short(error: SightlineError) -> str:
+    """What is said to a visitor: not endless, though what they sent may be."""
+    text = str(error)
+    return text if len(text) <= 600 else f"{text[:597]}..."

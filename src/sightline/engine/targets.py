@@ -159,7 +159,7 @@ def class_index(name: str, adapter: Adapter, classes: int) -> int:
     labels = (adapter.labels or ())[:classes]
     wanted = name.strip().lower()
     exact = [index for index, label in enumerate(labels) if label.lower() == wanted]
-    if not exact and wanted.isdecimal() and int(wanted) < classes:
+    if not exact and wanted.isdecimal() and len(wanted) < 10 and int(wanted) < classes:
         return int(wanted)
     found = exact or [index for index, label in enumerate(labels) if wanted and wanted in label.lower()]
     if len(found) == 1:
@@ -169,6 +169,7 @@ def class_index(name: str, adapter: Adapter, classes: int) -> int:
         raise TargetError(f"{name!r} fits {len(found)} classes: {shown}. Give a whole name or the number")
     if not labels:
         raise TargetError(f"{adapter.name} has no class names; give a number from 0 to {classes - 1}")
+    name = name if len(name) <= 100 else f"{name[:97]}..."
     raise TargetError(
         f"{adapter.name} has no class {name!r}.{did_you_mean(name, labels, count=5)} Expected a name, a unique part of one, or a number from 0 to {classes - 1}"
     )

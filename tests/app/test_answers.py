@@ -149,6 +149,7 @@ def test_names_of_classes_are_unique_and_lead_back() -> None:
         ({"layer": "nowhere"}, LayerError, "nowhere"),
         ({"mode": "sideways"}, SightlineError, "sideways"),
         ({"mode": "models"}, SightlineError, "second model"),
+        ({"mode": "methods"}, SightlineError, "at least one method"),
         ({"mode": "layers", "method": "score-cam"}, SightlineError, "many times"),
         ({"picture": "/nowhere/cat.jpg"}, ImageError, "choose it again"),
     ],

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving import start, stop
 from sightline.heatmap import Heatmap, Prediction, viewer
 from sightline.models.view import View
 from sightline.render.overlay import overlay
@@ -131,6 +132,41 @@ def test_a_long_question_shows_its_progress_and_can_be_stopped(page: Any, server
     page.click("#stop")
     page.wait_for_selector("#answer .sightline-problem:not([hidden])", timeout=30000)
     assert page.locator("#answer .sightline-problem").inner_text() == "stopped, as you asked"
+    assert page.locator("#answer canvas[tabindex]").count() == 1, "the map before stays"
+
+
+def test_a_question_out_of_the_history_is_answered_after_the_picture_was_cleared(page: Any, server: Any) -> None:
+    opened(page, server.url, DEMO / "cat.jpg")
+    first = page.locator("#answer .sightline-sentence").inner_text()
+    page.locator("text=History of this visit").click()
+    page.locator("#picture button[aria-label*='lear'], #picture button[aria-label*='emove']").first.click()
+    page.wait_for_selector("#answer .sightline-empty:not([hidden])")
+    page.locator("#history label").last.click()
+    page.wait_for_function(
+        "says => document.querySelector('#answer .sightline-sentence').textContent === says", arg=first, timeout=30000
+    )
+    page.wait_for_function("document.querySelector('#target input').value !== ''")
+    assert page.locator("#says button").count() >= 5
+
+
+def test_a_class_that_does_not_exist_is_said_with_the_nearest(page: Any, server: Any) -> None:
+    opened(page, server.url, DEMO / "cat.jpg")
+    page.locator("#target input").fill("goldfisch")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#answer .sightline-problem:not([hidden])", timeout=30000)
+    assert "goldfish" in page.locator("#answer .sightline-problem").inner_text()
+
+
+def test_two_models_stand_side_by_side(page: Any, tmp_path: Path) -> None:
+    both = start(tmp_path / "both", "--model", "bundled", "--model", "torchvision:squeezenet1_1", "--random-weights")
+    try:
+        opened(page, both.url, DEMO / "cat.jpg")
+        page.get_by_role("tab", name="Two models").click()
+        drawn(page, panes=2, says="two models")
+        assert "random weights" in page.locator("#answer .sightline-notices").inner_text().lower()
+    finally:
+        stop(both)
 
 
 def test_examples_run_at_a_click(page: Any, server: Any) -> None:

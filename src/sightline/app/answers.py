@@ -22,7 +22,7 @@ from sightline.engine.targets import table
 from sightline.errors import ImageError, ModelError, SightlineError, TargetError
 from sightline.flow import Look, compare, look
 from sightline.heatmap import Heatmap, save, share_scale, viewer
-from sightline.methods.registry import ONE_PASS, list_methods, one_pass
+from sightline.methods.registry import ONE_PASS, list_methods
 from sightline.models.adapter import Adapter
 from sightline.models.layers import candidates
 
@@ -40,7 +40,7 @@ class Question:
         model: by its offered name; `second` the other one.
         target: the class, as `class_names` shows it; None is the prediction.
         beside: another class to show next to it.
-        method: how; `methods` several, of which none means all of one pass.
+        method: how; `methods` several.
         layer: where; None is the model's own.
     """
 
@@ -261,8 +261,9 @@ def _one(offer: Offer, question: Question, progress: Progress) -> Answer:
 
 def _methods(offer: Offer, question: Question, progress: Progress) -> Answer:
     looked = look_at(offer, question.model, question.picture, question.layer)
-    methods = list(question.methods) or one_pass()
-    maps = compare(looked, methods=methods, targets=[_index(looked, question.target)], progress=progress)
+    if not question.methods:
+        raise SightlineError("tick at least one method")
+    maps = compare(looked, methods=list(question.methods), targets=[_index(looked, question.target)], progress=progress)
     return _answer(
         maps,
         f"{maps[0].label!r} by {len(maps)} methods. Each asks another question; where they disagree, none is to be believed by itself.",

@@ -1,5 +1,7 @@
 // Draws an answer: what is shown in words, the viewer, the cautions. Everything from outside is set as text, never as HTML.
 window.sightlineAnswer = (element, answer) => {
+  if (answer && answer.keep) answer = { ...element.sightlineLast, problem: answer.problem };
+  else element.sightlineLast = answer;
   const part = (name) => element.querySelector(`.sightline-${name}`);
   part("problem").textContent = answer ? answer.problem : "";
   part("problem").hidden = !answer || !answer.problem;
@@ -16,6 +18,9 @@ window.sightlineAnswer = (element, answer) => {
     window.sightlineViewer(place, answer.viewer);
     element.sightlineChoice = place.sightlineChoice;
   } else place.replaceChildren();
+  // On a phone the answer stands far below what was tapped.
+  const below = element.getBoundingClientRect().top > window.innerHeight * 0.7;
+  if (answer && window.innerWidth < 700 && below) element.scrollIntoView({ block: "start" });
   part("empty").hidden = Boolean(answer && (answer.viewer || answer.problem));
 };
 

@@ -29,6 +29,7 @@ from sightline.render.viewer import script, style_sheet
 
 CHOSEN = "chosen by itself"
 NOTHING = "nothing"
+STOPPED = "stopped, as you asked"
 WAITING = 32  # visitors in the queue; the next one is told that it is full
 NAMES = ("picture", "mode", "model", "second", "target", "beside", "method", "methods", "layer")
 TEMPLATE = """
@@ -78,13 +79,15 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
 
         def told(done: int, of: int) -> None:
             if visit in stopped:
-                raise SightlineError("stopped, as you asked")
+                raise SightlineError(STOPPED)
             progress((done, of), desc="asking the model again", unit="questions")
 
         stopped.discard(visit)
         try:
             found = ask(offer, question, told)
         except SightlineError as error:
+            if str(error) == STOPPED:
+                return {**problem(STOPPED), "keep": True}, gr.skip(), history, gr.skip()  # the map before stays
             return problem(_short(error)), "", history, gr.skip()
         if question.mode == "one":
             line = _line(question, found.target)
@@ -101,8 +104,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         given = dict(zip(NAMES, values, strict=True)) | {"target": None, "layer": CHOSEN}
         if restored and restored[0] == question.picture:  # out of the history, with all that belonged to it
             given = dict(zip(NAMES, restored, strict=True))
-        nothing = gr.Dropdown(choices=[], value=None)
-        unknown = (None, nothing, nothing, nothing)
+        unknown = (None, None, NOTHING, CHOSEN)  # the lists stay: a question out of the history may need them
         try:
             looked = look_at(offer, given["model"], question.picture) if question.picture else None
         except SightlineError as error:
@@ -149,7 +151,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                         [[str(one)] for one in examples], inputs=[picture], label="Examples", api_visibility="private"
                     )
                 said = gr.Label(
-                    label="What the model says: click a line to explain it", num_top_classes=10, elem_id="says"
+                    label="The model says (click one)", num_top_classes=10, elem_id="says"
                 )
                 model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1, elem_id="model")
             with gr.Column(scale=5, min_width=320):
@@ -159,6 +161,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                         label="Explain",
                         info="any class, by typing a part of its name",
                         filterable=True,
+                        allow_custom_value=True,
                         elem_id="target",
                     )
                     beside = gr.Dropdown(
@@ -167,6 +170,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                         label="Next to",
                         info="a second class, such as the right answer",
                         filterable=True,
+                        allow_custom_value=True,
                         elem_id="beside",
                     )
                 with gr.Tabs():
@@ -188,7 +192,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                     stop_button = gr.Button("Stop", elem_id="stop", scale=0, min_width=90)
                 with gr.Accordion("Method and layer", open=False):
                     method = gr.Dropdown(methods, value="grad-cam", label="Method", elem_id="method")
-                    layer = gr.Dropdown([CHOSEN], value=CHOSEN, label="Layer", elem_id="layer")
+                    layer = gr.Dropdown([CHOSEN], value=CHOSEN, label="Layer", allow_custom_value=True, elem_id="layer")
                 with gr.Accordion("The same in Python", open=False):
                     code = gr.Code(language="python", show_label=False, interactive=False, elem_id="python")
                 with gr.Accordion("History of this visit", open=False):

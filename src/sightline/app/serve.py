@@ -85,6 +85,7 @@ def run(
     examples: Path | None = None,
     names: Sequence[str] = (),
     root_path: str | None = None,
+    random_weights: bool = False,
     open_to_all: bool = False,
     said: Callable[[str], None],
 ) -> None:
@@ -98,6 +99,7 @@ def run(
         examples: a folder of pictures.
         names: further names under which it is called, as behind a reverse proxy.
         root_path: where it stands behind a reverse proxy, such as /sightline.
+        random_weights: of the models other than the bundled one, to try things out; every map says so.
         open_to_all: lets anybody in without a password, as a public demonstration wants it.
         said: called with the address.
     """
@@ -123,7 +125,7 @@ def run(
                 ) from error
             hosts = (*LOOPBACK, *names) if host in LOOPBACK else (*names,) or ("*",)
             listening.listen(128)  # from now on nobody is turned away, though the first ones wait
-            offer = load(models)
+            offer = load(models, random_weights)
             try:
                 _serve(
                     listening,
@@ -137,11 +139,13 @@ def run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def load(models: Sequence[str]) -> Offer:
+def load(models: Sequence[str], random_weights: bool = False) -> Offer:
     """The models by name, each loaded once."""
     from sightline.models.load import load_model
 
-    return Offer({name: load_model(name) for name in models or ("bundled",)})
+    return Offer(
+        {name: load_model(name, random_weights=random_weights and name != "bundled") for name in models or ("bundled",)}
+    )
 
 
 def _serve(listening: Any, app: Any, host: str, said: Callable[[str], None]) -> None:

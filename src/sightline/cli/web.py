@@ -15,6 +15,13 @@ def run(
         list[str] | None,
         typer.Option("--model", metavar="NAME", help="Again for more; see: sightline models. [default: bundled]"),
     ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Other models than the bundled one untrained, to try things out; every map says so.",
+        ),
+    ] = False,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; others than this machine's own only with --auth.")
     ] = "127.0.0.1",
@@ -49,6 +56,7 @@ def run(
         port=port,
         auth=auth,
         examples=examples,
+        random_weights=random_weights,
         names=name or [],
         root_path=root_path,
         said=lambda address: say(f"Sightline runs on {address} (stop with Ctrl-C)"),

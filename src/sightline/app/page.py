@@ -150,9 +150,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                     gr.Examples(
                         [[str(one)] for one in examples], inputs=[picture], label="Examples", api_visibility="private"
                     )
-                said = gr.Label(
-                    label="The model says (click one)", num_top_classes=10, elem_id="says"
-                )
+                said = gr.Label(label="The model says (click one)", num_top_classes=10, elem_id="says")
                 model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1, elem_id="model")
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():

@@ -43,7 +43,7 @@ class Server:
             yield client
 
 
-def start(place: Path, *arguments: str) -> Server:
+def start(place: Path, *arguments: str, code: str = "") -> Server:
     """Starts `sightline app` and waits for its address."""
     (place / "watch").mkdir(parents=True)
     (place / "tmp").mkdir()
@@ -58,7 +58,7 @@ def start(place: Path, *arguments: str) -> Server:
     }
     with (place / "stderr.txt").open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sightline", "app", "--port", "0", *arguments],
+            [sys.executable, *(["-c", code] if code else ["-m", "sightline", "app", "--port", "0", *arguments])],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

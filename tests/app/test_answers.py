@@ -131,11 +131,13 @@ def test_the_python_lines_make_the_same_maps(
 
 def test_names_of_classes_are_unique_and_lead_back() -> None:
     adapter = load_model("bundled")
-    looked = sightline.look(CAT, adapter)
+    offer = Offer({"bundled": adapter})
+    looked = look_at(offer, "bundled", CAT)
     names = class_names(looked)
     assert len(set(names)) == len(names) == 1000
     assert next(iter(predictions(looked))) == names[looked.predictions[0].index]
-    found = layer_names(looked)
+    found = layer_names(offer, "bundled", looked)
+    assert layer_names(offer, "bundled", looked) is found
     assert looked.captures[0].layer in found
     assert not set(found) & adapter.folded
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
 
@@ -406,7 +407,6 @@ def test_answers_name_no_folder_of_the_server_and_are_not_endless(visitor: Any) 
 
 
 def test_a_very_large_picture_is_seen_whole_and_shown_smaller(visitor: Any, server: Any, tmp_path: Path) -> None:
-    psutil = pytest.importorskip("psutil", reason="psutil is not installed")
     with Image.open(CAT) as cat:
         cat.resize((7000, 5000)).save(tmp_path / "large.png", compress_level=1)
     content = io.BytesIO()
@@ -418,3 +418,23 @@ def test_a_very_large_picture_is_seen_whole_and_shown_smaller(visitor: Any, serv
     assert kind == "complete"
     assert any("7000 x 5000 is shown and saved at 2400 x 1714" in warning for warning in data[0]["warnings"])
     assert process.memory_info().rss - before < 1.2e9
+
+
+def test_uploads_are_deleted_by_age(tmp_path: Path) -> None:
+    code = (
+        "import sightline.app.page as page; page.SWEPT_S = (1, 2)\n"
+        "from sightline.app.serve import run; run([], port=0, said=lambda address: print(address, flush=True))"
+    )
+    young = start(tmp_path / "young", code=code)
+    try:
+        with young.visitor() as client:
+            path = Path(upload(client, CAT.read_bytes() + b"old", "old.jpg"))
+            assert path.exists()
+            until = time.monotonic() + 20
+            while path.exists() and time.monotonic() < until:
+                time.sleep(0.2)
+            assert not path.exists()
+            kind, _ = asked(client, file(str(path)), "", "", "")
+            assert kind in ("error", "refused")
+    finally:
+        stop(young)

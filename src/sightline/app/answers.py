@@ -73,6 +73,7 @@ class Offer:
         models: by name; the first is the default.
         kept_mb: how much may be kept of what was seen; the oldest goes first.
         lock: held while a model runs: visitors take turns.
+        layers: names of layers, by model and input size.
         closing: once set, questions that take long end.
     """
 
@@ -80,6 +81,7 @@ class Offer:
     kept_mb: float = 512
     lock: threading.RLock = field(default_factory=threading.RLock)
     closing: threading.Event = field(default_factory=threading.Event)
+    layers: dict[Any, list[str]] = field(default_factory=dict)
     seen: LRUCache[Any, Look] = field(init=False)
     answers: LRUCache[Any, Answer] = field(init=False)
 
@@ -161,11 +163,15 @@ def class_names(looked: Look) -> list[str]:
     return [f"{name} ({index})" if name in twice else name for index, name in enumerate(names)]
 
 
-def layer_names(looked: Look) -> list[str]:
-    """Layers that a map can be made at, the input's first."""
-    adapter = looked.adapter
-    found = candidates(adapter.module, looked.captures[0].input, adapter.logits)
-    return [one.name for one in found if one.name not in adapter.folded]
+def layer_names(offer: Offer, model: str, looked: Look) -> list[str]:
+    """Layers that a map can be made at, the input's first; the same for all pictures of one input size."""
+    adapter, x = looked.adapter, looked.captures[0].input
+    key = (model, tuple(x.shape))
+    with offer.lock:
+        if key not in offer.layers:
+            found = candidates(adapter.module, x, adapter.logits)
+            offer.layers[key] = [one.name for one in found if one.name not in adapter.folded]
+        return offer.layers[key]
 
 
 def predictions(looked: Look, most: int = 10) -> dict[str, float]:

@@ -30,6 +30,7 @@ from sightline.render.viewer import script, style_sheet
 CHOSEN = "chosen by itself"
 NOTHING = "nothing"
 STOPPED = "stopped, as you asked"
+SWEPT_S = (600, 3600)  # how often uploads are looked through, and how old they may become
 WAITING = 32  # visitors in the queue; the next one is told that it is full
 NAMES = ("picture", "mode", "model", "second", "target", "beside", "method", "methods", "layer")
 TEMPLATE = """
@@ -119,7 +120,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             said,
             gr.Dropdown(choices=names, value=given["target"]),
             gr.Dropdown(choices=[NOTHING, *names], value=given["beside"]),
-            gr.Dropdown(choices=[CHOSEN, *layer_names(looked)], value=given["layer"]),
+            gr.Dropdown(choices=[CHOSEN, *layer_names(offer, given["model"], looked)], value=given["layer"]),
             *show(history, list(given.values()), visit, progress),
         )
 
@@ -132,7 +133,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         except SightlineError as error:
             raise gr.Error(_short(error), print_exception=False) from None
 
-    with gr.Blocks(title="Why did the model say that?", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="Why did the model say that?", analytics_enabled=False, delete_cache=SWEPT_S) as page:
         gr.Markdown(
             "# Why did the model say that?\nChoose a picture, then click any class. The picture stays on the computer that runs this page."
         )

@@ -111,11 +111,13 @@ class HandedOn(nn.Module):
 @pytest.mark.parametrize("cut", ["slice", "chunk", "select"])
 @pytest.mark.parametrize("layer", [lambda: nn.ReLU(inplace=True), nn.Identity, lambda: nn.Dropout(0.5)])
 def test_a_layer_that_hands_on_a_part_of_a_larger_tensor_has_its_map(layer: Any, cut: str, frozen: bool) -> None:
-    if cut == "chunk" and isinstance(layer(), nn.ReLU):
-        pytest.skip("torch itself forbids to work in place on one of several parts with a graph")
     torch.manual_seed(0)
     model = HandedOn(layer(), cut).double().eval().requires_grad_(not frozen)
     x = images(2).double()
+    if cut == "chunk" and isinstance(model.l, nn.ReLU):  # torch itself forbids that with a graph
+        with assert_untouched(model, x), pytest.raises(ModelError, match="view"):
+            attribute(x, model, method="hires-cam", layer="l", target=1)
+        return
     with assert_untouched(model, x):
         found = attribute(x, model, method="hires-cam", layer="l", target=1)
     with torch.no_grad():
@@ -345,18 +347,6 @@ def test_unbounded_memory_is_allowed_and_a_class_may_be_named_by_its_number() ->
 def test_a_score_without_a_gradient_is_said_alike(method: str) -> None:
     with pytest.raises(TargetError, match="no gradient"):
         attribute(images(1), seeded(Small), method=method, target=lambda y: (y > 0).float().sum(dim=1))
-
-
-def test_choosing_a_layer_gives_random_numbers_back() -> None:
-    class Noisy(Small):
-        def forward(self, x: Tensor) -> Any:
-            return super().forward(F.dropout(x, 0.1, True))
-
-    model = seeded(Noisy)
-    before = torch.get_rng_state()
-    if threading.active_count() == 1:
-        adapt(model, preprocess=lambda photo: torch.from_numpy(np.array(photo.resize((16, 16)))).permute(2, 0, 1) / 255)
-        assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_function_with_a_default_is_no_method_with_a_probe() -> None:

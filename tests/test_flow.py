@@ -394,3 +394,12 @@ def test_the_bundled_model_names_the_pictures_of_the_imagenet_sample(
     print(f"top-1 {first:.1%}, top-3 {three:.1%}")
     assert first >= 0.82
     assert three >= 0.91
+
+
+def test_one_named_layer_is_compared_by_all_methods_and_several_by_grad_cam() -> None:
+    adapter = sightline.load_model("bundled")
+    photo = (np.random.default_rng(0).random((40, 40, 3)) * 255).astype(np.uint8)
+    one = sightline.compare(photo, adapter, layer=["bn2"])
+    assert [found.method for found in one] == [found.method for found in sightline.compare(photo, adapter)]
+    several = sightline.compare(photo, adapter, layer=["blocks.4", "bn2"])
+    assert [(found.method, found.layer) for found in several] == [("grad-cam", "blocks.4"), ("grad-cam", "bn2")]

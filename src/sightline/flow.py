@@ -125,7 +125,7 @@ def compare(
     """
     if not isinstance(targets, list | tuple) or isinstance(methods, str):
         raise ModelError("methods and targets of compare are lists, such as ['grad-cam'] and ['tabby', None]")
-    several_layers = layer == "all" or not isinstance(layer, str | None)
+    several_layers = layer == "all" or (isinstance(layer, list | tuple) and len(layer) > 1)
     default = ["grad-cam"] if several_layers and not fuse else one_pass()
     chosen = [find(name) for name in (default if methods is None else methods)]
     if not chosen or not targets:

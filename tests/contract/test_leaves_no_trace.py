@@ -206,6 +206,10 @@ class _Noisy(Plain):
         return super().forward(x + 0.1 * torch.randn_like(x))
 
 
+def _to_tensor(photo: Any) -> Tensor:
+    return torch.from_numpy(np.array(photo.resize((16, 16)))).permute(2, 0, 1).float() / 255
+
+
 def draw_and_give_back() -> None:
     """Runs in a process without a second thread, where alone the promise holds."""
     assert threading.active_count() == 1
@@ -214,6 +218,9 @@ def draw_and_give_back() -> None:
         with assert_untouched(model, x):
             sightline.attribute(x, model, method=method, layer=model.layer, target=TARGET)
         print(method)
+    with assert_untouched(model):
+        sightline.adapt(model, preprocess=_to_tensor)  # chooses its layer by running the model
+        sightline.capture(x, model)
 
 
 def test_random_numbers_drawn_by_the_model_are_given_back() -> None:

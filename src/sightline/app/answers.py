@@ -17,11 +17,12 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from sightline.bundle import png
 from sightline.engine.probe import Progress
-from sightline.engine.targets import table
+from sightline.engine.targets import resolve, table
 from sightline.errors import ImageError, ModelError, SightlineError, TargetError
 from sightline.flow import Look, compare, look
-from sightline.heatmap import Heatmap, save, share_scale, viewer
+from sightline.heatmap import Heatmap, cautions, save, share_scale, viewer
 from sightline.methods.registry import ONE_PASS, list_methods
 from sightline.models.adapter import Adapter
 from sightline.models.layers import candidates
@@ -182,9 +183,7 @@ def predictions(looked: Look, most: int = 10) -> dict[str, float]:
 
 def as_data(answer: Answer) -> dict[str, Any]:
     """What the page's script gets."""
-    groups: dict[str, list[Heatmap]] = {}
-    for one in answer.maps:
-        groups.setdefault(one.model, []).append(one)
+    groups = _by_model(answer)
     several = len(groups) > 1
     parts = [viewer(maps) for maps in groups.values()]
     for part, model in zip(parts, groups, strict=True):
@@ -195,6 +194,14 @@ def as_data(answer: Answer) -> dict[str, Any]:
     return {"viewer": data, "sentence": answer.sentence, "notices": list(answer.notices), "problem": ""}
 
 
+def _by_model(answer: Answer) -> dict[str, list[Heatmap]]:
+    """The maps of each model, in their order."""
+    groups: dict[str, list[Heatmap]] = {}
+    for one in answer.maps:
+        groups.setdefault(one.model, []).append(one)
+    return groups
+
+
 def problem(text: str) -> dict[str, Any]:
     """What the page's script gets when there is no answer."""
     return {"viewer": None, "sentence": "", "notices": [], "problem": text}
@@ -202,9 +209,7 @@ def problem(text: str) -> dict[str, Any]:
 
 def as_zip(answer: Answer) -> bytes:
     """Overlays, panel, raw maps and manifest; a folder for each model where there are two."""
-    groups: dict[str, list[Heatmap]] = {}
-    for one in answer.maps:
-        groups.setdefault(one.model, []).append(one)
+    groups = _by_model(answer)
     packed = io.BytesIO()
     with (
         tempfile.TemporaryDirectory(prefix="sightline-") as place,
@@ -221,11 +226,10 @@ def as_zip(answer: Answer) -> bytes:
 def as_python(question: Question, answer: Answer) -> str:
     """The lines that make the same maps."""
     photo = Path(answer.maps[0].image).name
-    models = list(dict.fromkeys(one.model for one in answer.maps))
     lines = ["import sightline", ""]
     layer = "all" if question.mode == "layers" else question.layer
-    for model in models:
-        maps = [one for one in answer.maps if one.model == model]
+    groups = _by_model(answer)
+    for number, (model, maps) in enumerate(groups.items(), 1):
         targets = [one.index for one in {one.index: one for one in maps}.values()]
         said = ", ".join(dict.fromkeys(one.label for one in maps))
         lines += [
@@ -236,7 +240,7 @@ def as_python(question: Question, answer: Answer) -> str:
             f"    targets={targets!r},  # {said}",
             *([f"    layer={layer!r},"] if layer else []),
             ")",
-            f'sightline.save(maps, "sightline-out/{Path(photo).stem}{"" if len(models) == 1 else f"-{models.index(model) + 1}"}")',
+            f'sightline.save(maps, "sightline-out/{Path(photo).stem}{"" if len(groups) == 1 else f"-{number}"}")',
             "",
         ]
     return "\n".join(lines)
@@ -244,8 +248,6 @@ def as_python(question: Question, answer: Answer) -> str:
 
 def overlay_address(heatmap: Heatmap) -> str:
     """The map on the photograph, as a PNG in an address that holds it."""
-    from sightline.bundle import png
-
     return "data:image/png;base64," + base64.b64encode(png(heatmap.overlay())).decode("ascii")
 
 
@@ -316,8 +318,6 @@ _ANSWERS: dict[str, Callable[[Offer, Question, Progress], Answer]] = {
 
 
 def _answer(maps: Sequence[Heatmap], sentence: str) -> Answer:
-    from sightline.heatmap import cautions
-
     if len({one.model for one in maps}) == 1:
         maps = share_scale(maps)
     return Answer(tuple(maps), maps[0].label, sentence, tuple(cautions(maps)))
@@ -330,8 +330,6 @@ def _index(looked: Look, shown: str | None) -> int | None:
     names = class_names(looked)
     if shown in names:
         return names.index(shown)
-    from sightline.engine.targets import resolve
-
     return resolve(shown, looked.adapter, looked.captures[0].output).index
 
 

@@ -202,19 +202,15 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         outputs = [shown, code, history, past]
         free: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
+        watched: dict[str, Any] = {**quiet, "show_progress": "full", "show_progress_on": [shown]}
+
         def then_answer(event: Any) -> None:
-            event.then(
-                answer, [visit, history, *asked], outputs, show_progress="full", show_progress_on=[shown], **quiet
-            )
+            event.then(answer, [visit, history, *asked], outputs, **watched)
 
         for choice in (picture.change, model.input):
-            choice(
-                opened, [visit, history, restored, *asked], [said, target, beside, layer, *outputs], show_progress="full", show_progress_on=[shown], **quiet
-            )  # fmt: skip
+            choice(opened, [visit, history, restored, *asked], [said, target, beside, layer, *outputs], **watched)
         for control in (target, beside, method, several, layer, second):
-            control.input(
-                answer, [visit, history, *asked], outputs, show_progress="full", show_progress_on=[shown], **quiet
-            )
+            control.input(answer, [visit, history, *asked], outputs, **watched)
 
         def clicked(event: Any, visit: str, history: Any, *values: Any, progress: Any = gr.Progress()) -> Any:  # noqa: B008
             given = dict(zip(NAMES, values, strict=True)) | {"target": event.value}
@@ -225,9 +221,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             clicked,
             [visit, history, *asked],
             [target, *outputs],
-            show_progress="full",
-            show_progress_on=[shown],
-            **quiet,
+            **watched,
         )
         for tab, name in ((tab_one, "one"), (tab_methods, "methods"), (tab_layers, "layers"), (tab_models, "models")):
             then_answer(tab.select(lambda name=name: name, None, mode, **free))

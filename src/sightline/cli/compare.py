@@ -35,7 +35,10 @@ def run(
     target: Targets = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", help="Again for more, or all; see: sightline methods. [default: all of one pass]"),
+        typer.Option(
+            "--method",
+            help="Again for more, or all; see: sightline methods. [default: all of one pass; for several layers grad-cam]",
+        ),
     ] = None,
     layer: Annotated[
         list[str] | None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline._quiet import quiet
-from sightline.engine.targets import Asked, score_of
+from sightline.engine.targets import NO_GRADIENT, Asked, score_of
 from sightline.errors import ModelError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.twin import isolated, twin
@@ -76,9 +76,7 @@ def decompose(adapter: Adapter, x: Tensor, asked: Asked) -> Parts:
         try:
             score = score_of([asked], adapter.logits(stand_in(leaf)), 1)
             if not score.requires_grad:
-                raise TargetError(
-                    "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
-                )
+                raise TargetError(NO_GRADIENT)
             gradients = torch.autograd.grad(score.sum(), [leaf, *(output for _, _, output in kept)], allow_unused=True)
         except torch.OutOfMemoryError:
             raise

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sightline.engine.capture import Capture, capture, check_input, joint_of, toward
 from sightline.engine.decompose import Parts, decompose
-from sightline.engine.targets import Asked, Target, TargetSpec, resolve, score_of, table
+from sightline.engine.targets import NO_GRADIENT, Asked, Target, TargetSpec, resolve, score_of, table
 from sightline.errors import ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.layers import stages
@@ -167,9 +167,7 @@ def probe(
             values = scored(run(plain, leaf), len(part))
             found = torch.autograd.grad(values.sum(), leaf, allow_unused=True) if values.requires_grad else (None,)
             if found[0] is None:
-                raise TargetError(
-                    "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
-                )
+                raise TargetError(NO_GRADIENT)
             return values.detach(), found[0]
 
         with isolated(x), torch.enable_grad():

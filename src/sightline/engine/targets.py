@@ -16,6 +16,7 @@ from sightline.models.adapter import Adapter
 
 Target = Callable[[Any], Tensor]
 TargetSpec = int | str | Target | None
+NO_GRADIENT = "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def one_pass() -> list[str]:
 
 
 def find(name: str | Function | Method) -> Method:
-    """The method of this name; a bare function counts as a signed method in a unit of its own.
+    """The method of this name; a bare function counts as a signed method in units of the score.
 
     One of a capture alone gets gradients from one pass; one of a capture and a probe gets the score, and asks for the rest.
     """

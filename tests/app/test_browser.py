@@ -55,6 +55,9 @@ def page(browser: Any) -> Iterator[Any]:
 def opened(page: Any, url: str, picture: Path | None = None) -> None:
     page.goto(url)
     page.wait_for_selector("#picture input[type=file]", state="attached")
+    # The input is there before the page listens to it; a person is never that quick.
+    page.wait_for_selector("#answer .sightline-empty", state="visible")
+    page.wait_for_timeout(500)
     if picture is not None:
         page.set_input_files("#picture input[type=file]", str(picture))
         drawn(page)

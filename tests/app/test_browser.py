@@ -149,7 +149,7 @@ def test_a_question_out_of_the_history_is_answered_after_the_picture_was_cleared
         "says => document.querySelector('#answer .sightline-sentence').textContent === says", arg=first, timeout=30000
     )
     page.wait_for_function("document.querySelector('#target input').value !== ''")
-    assert page.locator("#says button").count() >= 5
+    page.wait_for_function("document.querySelectorAll('#says button').length >= 5", timeout=30000)
 
 
 def test_a_class_that_does_not_exist_is_said_with_the_nearest(page: Any, server: Any) -> None:

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Names are found where they are used first, so that `import sightline` loads no torch.
 _HOME = {
     "Adapter": "models.adapter",
+    "AttentionCapture": "engine.attention",
     "Capture": "engine.capture",
     "Concepts": "concept",
     "Heatmap": "heatmap",
@@ -56,6 +57,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from sightline.concept import Concepts as Concepts
     from sightline.data.images import read_image as read_image
+    from sightline.engine.attention import AttentionCapture as AttentionCapture
     from sightline.engine.capture import Capture as Capture
     from sightline.engine.probe import Probe as Probe
     from sightline.engine.targets import class_logit as class_logit

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sightline.concept import Concepts, Evoked
 from sightline.data.images import ImageMeta, Source, read_image
+from sightline.engine.attention import WANTED, AttentionCapture, attend
 from sightline.engine.capture import Capture, check_input, finite_images, of_image, toward
 from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB, Progress, probe
@@ -21,7 +22,7 @@ from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError
 from sightline.heatmap import ALL_LAYERS, Heatmap, Prediction, share_scale
 from sightline.methods.factorise import factorise
 from sightline.methods.notices import floor, notices, same_map
-from sightline.methods.registry import ONE_PASS, Function, Method, check_options, find, one_pass, run
+from sightline.methods.registry import ONE_PASS, WHOLE, Function, Method, check_options, find, one_pass, run
 from sightline.models.adapter import Adapter, adapt, like_weights
 from sightline.models.layers import NOT_ALL, sweep
 from sightline.models.load import load_model
@@ -157,7 +158,7 @@ def compare(
                         raise
                     left_out.append(f"{one.name} is left out: {error}")
                     continue
-                if one.needs == "model" and looked.named:
+                if one.needs in WHOLE and looked.named:
                     notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
                 found.append(_heatmap(one, looked, here, target[0], maps, notes))
     if not found:
@@ -217,6 +218,12 @@ def attribute(
     """
     adapter = _adapter(model)
     chosen = find(method)
+    if chosen.needs in WANTED and not isinstance(x, Capture):
+        check_options([chosen], options or {})
+        attended = attend(adapter, x, chosen.needs, lambda output: per_image(target, adapter, output, len(x)))
+        found = run(chosen, attended, options or {})
+        _check_finite(chosen, adapter, attended, found)
+        return _rectified(chosen, found).to(x.dtype)
     if isinstance(x, Capture):
         if x.module is not adapter.module:
             raise ModelError("this capture is of another model; give the one that it was made with")
@@ -341,7 +348,12 @@ def _map(
     notes: list[str],
 ) -> Tensor:
     """The map before rectification (B, h, w), checked to be finite; what the method has to say comes into `notes`."""
-    if method.needs in ONE_PASS:
+    if method.needs in WANTED:
+        seen = attend(adapter, captured.input, method.needs, lambda _: asked)
+        maps = run(method, seen, options)
+        notes += seen.notes
+        _check_finite(method, adapter, seen, maps)
+    elif method.needs in ONE_PASS:
         maps = run(method, captured, options)
     else:
         parts = []
@@ -388,12 +400,12 @@ def _toward(methods: Sequence[Method], seen: Sequence[Capture], asked: Sequence[
 
 def _groups(method: Method, layers: int, fuse: bool) -> list[list[int]]:
     """The layers that one map is made of, for each map."""
-    if method.needs == "model":
+    if method.needs in WHOLE:
         return [[0]]  # looks at the whole network, whichever layer it starts from
     return [list(range(layers))] if fuse else [[index] for index in range(layers)]
 
 
-def _check_finite(method: Method, adapter: Adapter, captured: Capture, maps: Tensor) -> None:
+def _check_finite(method: Method, adapter: Adapter, captured: Capture | AttentionCapture, maps: Tensor) -> None:
     stages = [*captured.finite, (f"the map of {method.name}", finite_images(maps))]
     good = torch.stack([free for _, free in stages]).all(dim=0)
     if bool(good.all()):
@@ -440,7 +452,7 @@ def _heatmap(
     for one, special in zip(captures, about, strict=True):
         said += [f"at layer {one.layer}: {notice}" for notice in special if notice not in common]
     said += _about_prediction(asked, looked.predictions, captured)
-    whole = method.needs == "model"
+    whole = method.needs in WHOLE
     chosen = len(captures) == 1 and captured.layer == adapter.layer
     said += _about_sight(adapter, view, "" if whole else captured.layer)
     return Heatmap(

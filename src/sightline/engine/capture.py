@@ -19,7 +19,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from sightline.engine.targets import Asked, score_of
 from sightline.errors import LayerError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
-from sightline.models.layers import choose, grid_of
+from sightline.models.grids import Layout
+from sightline.models.layers import choose, layout
 from sightline.models.outputs import only_grid, tensors_of, with_grid
 from sightline.models.twin import isolated, submodule, twin
 
@@ -37,7 +38,8 @@ class Capture:
         output: what the model returned, as `Adapter.logits` gives it; still joined to the layer by the graph.
         gradients: d score / d activations, (B, C, h, w); None until they were asked for.
         scores: the target's score of each image, (B,); None until a target was asked for.
-        joint: the layer's output in the graph of `output`: the leaf where the graph begins, or a later place in it.
+        layout: how the layer's own output holds the grid; maps (B, C, h, w) are as they are, tokens are laid out.
+        joint: the layer's own output in the graph of `output`: the leaf where the graph begins, or a later place in it.
         finite: (stage, which images are free of NaN and infinity there (B,)), stage after stage.
         module: the model.
         place: which of the layers that were captured together it is, in the order in which they ran.
@@ -50,6 +52,7 @@ class Capture:
     output: Any
     gradients: Tensor | None = None
     scores: Tensor | None = None
+    layout: Layout | None = None
     joint: Joint | None = None
     finite: tuple[tuple[str, Tensor], ...] = ()
     module: nn.Module | None = field(default=None, repr=False)
@@ -100,6 +103,7 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked], gradients: bool 
         scores = score_of(asked, captures[0].output, batch)
         if not gradients:
             said = ("the score", finite_images(scores))
+            _check_read(captures, joints, scores)
             return [
                 dataclasses.replace(one, scores=scores.detach(), finite=(*one.finite, said), latest={})
                 for one in captures
@@ -124,17 +128,44 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked], gradients: bool 
             raise LayerError(
                 f"the score doesn't depend on layer {one.layer!r}: it doesn't lie on the way, or gradient checkpointing hides it (switch that off)"
             )
+        gradient = _of_places(one, gradient.detach())
         finite = (
             *one.finite,
             ("the score", finite_images(scores)),
             (f"the gradients at layer {one.layer!r}", finite_images(gradient)),
         )
-        answer = dataclasses.replace(one, gradients=gradient.detach(), scores=scores.detach(), finite=finite, latest={})
+        answer = dataclasses.replace(one, gradients=gradient, scores=scores.detach(), finite=finite, latest={})
         if None not in classes:
             one.latest.clear()
             one.latest[classes] = answer
         result.append(answer)
     return result
+
+
+def _of_places(one: Capture, gradient: Tensor) -> Tensor:
+    """The gradient of the grid (B, C, h, w), or a refusal where only other tokens have one."""
+    form = one.layout
+    if form is None:
+        return gradient
+    places = form.to_grid(gradient)
+    if form.extra and not places.any() and gradient.any():
+        raise LayerError(
+            f"the patch tokens of layer {one.layer!r} get no gradient: what the model reads after it is no longer a patch token "
+            f"(only {'a class token' if form.extra == 1 else 'class tokens or the like'}). Take the input norm of the last "
+            "block, which is chosen when no layer is named: sightline layers MODEL"
+        )
+    return places
+
+
+def _check_read(captures: Sequence[Capture], joints: Sequence[Any], scores: Tensor) -> None:
+    """Refuses a layer of tokens whose places no score depends on, also for methods without gradients."""
+    asked = [(one, joint) for one, joint in zip(captures, joints, strict=True) if one.layout and one.layout.extra]
+    if not asked or not scores.requires_grad:
+        return
+    found = torch.autograd.grad(scores.sum(), [joint for _, joint in asked], retain_graph=True, allow_unused=True)
+    for (one, _), gradient in zip(asked, found, strict=True):
+        if gradient is not None:
+            _of_places(one, gradient)
 
 
 def of_image(one: Capture, image: int) -> Capture:
@@ -168,7 +199,7 @@ def check_input(x: Any) -> None:
 def _default_layer(adapter: Adapter, x: Tensor) -> str:
     if adapter.layer is not None:
         return adapter.layer
-    return choose(adapter.module, x[:1], adapter.logits)[0]
+    return choose(adapter.module, x[:1], adapter.logits, adapter.grid)[0]
 
 
 def _forward(
@@ -253,15 +284,36 @@ def _versions(module: Any) -> list[int]:
 
 def _captured(adapter: Adapter, name: str, seen: dict[str, tuple[Tensor, Joint]], output: Any, x: Tensor) -> Capture:
     values, joint = seen.get(name, (None, None))
-    if values is None or grid_of(tuple(values.shape), tuple(x.shape)) is None:
-        got = f"shape {tuple(values.shape)}" if values is not None else "no single (B, C, h, w) tensor"
-        raise LayerError(
-            f"layer {name!r} of {adapter.name} gives no grid larger than 1 x 1 ({got} from an input of {tuple(x.shape)}); "
-            "choose another layer or a larger input: sightline layers MODEL"
-        )
+    form = layout(adapter.module, x, name, values, adapter.logits, adapter.grid) if values is not None else None
+    if values is None or form is None:
+        raise LayerError(_no_grid(adapter, name, values, x))
+    values = form.to_grid(values)
     finite = (("the input", finite_images(x)), (f"the activations of layer {name!r}", finite_images(values)))
     place = list(seen).index(name)
-    return Capture(name, x, values, output, joint=joint, finite=finite, module=adapter.module, place=place)
+    return Capture(name, x, values, output, layout=form, joint=joint, finite=finite, module=adapter.module, place=place)
+
+
+def _no_grid(adapter: Adapter, name: str, values: Tensor | None, x: Tensor) -> str:
+    got = f"shape {tuple(values.shape)}" if values is not None else "no single tensor of places"
+    if values is not None and adapter.grid is not None:
+        found = layout(adapter.module, x, name, values, adapter.logits)
+        if found is not None:
+            h, w = found.size
+            extra = f" beside {found.extra} tokens that are no places" if found.extra else ""
+            return (
+                f"grid={adapter.grid} is not the grid of layer {name!r} ({got}): running the model shows {h} x {w}{extra}; "
+                "leave grid out, or give that"
+            )
+    if values is not None and values.dim() == 3:
+        return (
+            f"the tokens of layer {name!r} of {adapter.name} ({got} from an input of {tuple(x.shape)}) have no grid: when places of "
+            "the picture are changed one by one, no tokens follow them row by row (windows, other order, mixed or pooled tokens). "
+            "Choose another layer: sightline layers MODEL"
+        )
+    return (
+        f"layer {name!r} of {adapter.name} gives no grid larger than 1 x 1 ({got} from an input of {tuple(x.shape)}); "
+        "choose another layer or a larger input: sightline layers MODEL"
+    )
 
 
 def joint_of(one: Capture) -> Joint:

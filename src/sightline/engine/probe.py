@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.engine.attention import AttentionCapture, Wanted, attend
 from sightline.engine.capture import Capture, capture, check_input, joint_of, toward
 from sightline.engine.decompose import Parts, decompose
 from sightline.engine.targets import NO_GRADIENT, Asked, Target, TargetSpec, resolve, score_of, table
 from sightline.errors import ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
+from sightline.models.grids import Layout
 from sightline.models.layers import stages
 from sightline.models.outputs import only_grid, with_grid
 from sightline.models.twin import isolated, twin
@@ -38,6 +40,7 @@ class Probe:
         output_head: the same -> what the model returns, as `Adapter.logits` gives it.
         score_grad: images (N, C, H, W) -> (scores (N,), d score / d image (N, C, H, W)).
         capture: images (N, C, H, W) -> what the layer says to them, with scores and, unless left out, gradients.
+        attention: images (N, C, H, W), what is wanted of the score -> what the attentions say to them.
         other: another picture (1, C, H, W) -> its capture with scores, and a probe of it.
         stages: what the last layers of all resolutions say, the finest first, with gradients.
         toward: another score of the same image -> its capture, at the price of the head.
@@ -55,6 +58,7 @@ class Probe:
     output_head: Callable[[Tensor], Tensor]
     score_grad: Callable[[Tensor], tuple[Tensor, Tensor]]
     capture: Callable[..., Capture]
+    attention: Callable[[Tensor, Wanted], AttentionCapture]
     other: Callable[[Tensor], tuple[Capture, Probe]]
     stages: Callable[[], list[Capture]]
     toward: Callable[[Target], Capture]
@@ -83,6 +87,7 @@ def probe(
         progress: told (done, total) while a method asks many questions.
     """
     x, layer = seen.input, seen.layer
+    form = seen.layout or Layout("maps", (seen.activations.shape[2], seen.activations.shape[3]))
     check_input(x)
     if len(x) != 1:
         raise ModelError(f"a probe asks about one image, not {len(x)}")
@@ -138,22 +143,23 @@ def probe(
             return torch.cat([_head(part, rows) for part in grids.split(head_batch)])
 
     def _head(grids: Tensor, then: Callable[[Any, int], Tensor]) -> Tensor:
-        def asked_with(images: Tensor, part: Tensor) -> Tensor:
+        def asked_with(given: Tensor, part: Tensor) -> Tensor:
             def replace(_module: Any, args: Any, output: Any) -> Any:
-                grid = only_grid(output)
-                if grid is None or grid.shape[1:] != part.shape[1:]:
+                own = only_grid(output)
+                places = form.to_grid(own) if own is not None and form.fits(own.shape, len(given)) else None
+                if own is None or places is None or places.shape[1:] != part.shape[1:]:
                     raise ModelError(
                         f"layer {layer!r} does not give one grid of shape {tuple(part.shape[1:])}; its output can't be replaced"
                     )
-                if any(one is grid for one in args):
+                if any(one is own for one in args):
                     # The layer works in place: whoever else holds that tensor must see what is put there, too.
-                    if len(grid) != len(part):
+                    if len(places) != len(part):
                         raise ModelError(f"layer {layer!r} works in place on one image")
-                    grid.copy_(part)
+                    places.copy_(part)
                     return output
-                return with_grid(output, part.clone())
+                return with_grid(output, form.from_grid(part, own))
 
-            return then(run(twin(adapter.module, {layer: replace}), images), len(part))
+            return then(run(twin(adapter.module, {layer: replace}), given), len(part))
 
         try:
             return asked_with(x, grids)
@@ -207,8 +213,10 @@ def probe(
             (gradient,) = torch.autograd.grad(scores.sum(), joint, create_graph=True)
             if not gradient.requires_grad:  # the score is linear in the layer
                 return torch.zeros_like(direction)
-            (bent,) = torch.autograd.grad(gradient, joint, direction.to(gradient), retain_graph=True, allow_unused=True)
-        return torch.zeros_like(direction) if bent is None else bent.detach()
+            # Tokens that are no places stay where they are.
+            moved = form.from_grid(direction.to(gradient), torch.zeros_like(gradient))
+            (bent,) = torch.autograd.grad(gradient, joint, moved, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(direction) if bent is None else form.to_grid(bent.detach())
 
     def steps(fitting: int) -> Callable[..., Iterator[slice]]:
         def cut(total: int, size: int = fitting) -> Iterator[slice]:
@@ -229,6 +237,7 @@ def probe(
         output_head=output_head,
         score_grad=score_grad,
         capture=capture_of,
+        attention=lambda images, wanted: attend(adapter, images, wanted, lambda _: [asked] * len(images)),
         other=other,
         stages=all_stages,
         toward=toward_score,

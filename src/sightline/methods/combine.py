@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.engine.attention import WANTED
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.errors import MethodError
 from sightline.methods.gradient_cams import at_least_single, grad_cam_plus_plus
 from sightline.methods.registry import (
     ONE_PASS,
+    WHOLE,
     Function,
     Method,
     Needs,
@@ -101,6 +103,8 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
             pictures = torch.cat([picture for picture, _ in some])
             if one_pass:
                 found = run(base, probe.capture(pictures, base.needs == "gradients"), options)
+            elif base.needs in WANTED:
+                found = run(base, probe.attention(pictures, base.needs), options)
             else:
                 seen, ask = probe.other(pictures)
                 found = run(base, seen, options, ask)
@@ -108,7 +112,7 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
             found = found if base.signed else found.relu()
             maps += [back(one[None]) for one, (_, back) in zip(found, some, strict=True)]
         # On the layer's own grid, which other scales leave; a map of the whole picture keeps the first copy's.
-        grid = maps[0].shape[1:] if base.needs == "model" else capture.activations.shape[2:]
+        grid = maps[0].shape[1:] if base.needs in WHOLE else capture.activations.shape[2:]
         resized = [
             F.interpolate(one[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
             if one.shape[1:] != grid
@@ -121,7 +125,7 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
     two = [one for one in inspect.signature(combined).parameters.values() if one.kind is not one.VAR_KEYWORD]
     combined.__signature__ = inspect.Signature([*two, *kept])  # type: ignore[attr-defined]
     combined.__doc__ = base.function.__doc__
-    needs: Needs = "input" if base.needs in ONE_PASS else base.needs
+    needs: Needs = "input" if base.needs in ONE_PASS else "model" if base.needs in WANTED else base.needs
     return dataclasses.replace(base, name=f"{base.name} over {over}", function=combined, needs=needs)
 
 

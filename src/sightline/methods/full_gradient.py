@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.methods.registry import method
-from sightline.models.layers import grid_of
+from sightline.models.grids import grid_of
 
 
 @method(

@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.engine.attention import WANTED, AttentionCapture
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.errors import MethodError, SightlineError, did_you_mean
 
-Needs = Literal["activations", "gradients", "head", "input", "model"]
+Needs = Literal[
+    "activations", "gradients", "attention", "attention-gradients", "block-gradients", "head", "input", "model"
+]
 ONE_PASS: tuple[Needs, ...] = ("activations", "gradients")
+# Those that look at the whole network, and at no layer of it.
+WHOLE: tuple[Needs, ...] = (*WANTED, "model")
 Function = Callable[..., Tensor]
 
 
@@ -49,7 +54,8 @@ class Method:
         name: the paper's name, in kebab-case.
         function: `Capture` (and `Probe`, if it asks again) -> map (B, h, w), before any rectification.
         needs: what it costs: "activations" < "gradients" < "head" < "input" < "model". Up to "gradients" one pass serves
-            all methods and targets together.
+            all methods and targets together. "attention", "attention-gradients" and "block-gradients" take an `AttentionCapture`
+            from a pass of their own.
         signed: negative values are part of the result; otherwise they are set to 0 as the paper does.
         class_specific: whether another target gives another map.
         unit: "score" when values are in units of the target's score and can be compared between methods; "own" when not.
@@ -114,9 +120,10 @@ def method(
     def register(function: Function) -> Function:
         if not inspect.getdoc(function):
             raise MethodError(f"{name} has no docstring; its first line says what the method shows")
-        if (_positional(function) > 1) != (needs not in ONE_PASS):
+        alone = needs in ONE_PASS or needs in WANTED
+        if (_positional(function) > 1) == alone:
             raise MethodError(
-                f"{name} needs {needs!r}, and so takes {'a capture' if needs in ONE_PASS else 'a capture and a probe'}"
+                f"{name} needs {needs!r}, and so takes {'a capture' if alone else 'a capture and a probe'}"
             )
         if name in _REGISTRY:
             raise MethodError(
@@ -205,7 +212,9 @@ def _alike(value: Any, default: Any) -> bool:
     return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
 
 
-def run(chosen: Method, capture: Capture, options: Mapping[str, Any], probe: Probe | None = None) -> Tensor:
+def run(
+    chosen: Method, capture: Capture | AttentionCapture, options: Mapping[str, Any], probe: Probe | None = None
+) -> Tensor:
     """The method's map (B, h, w), signed as computed, in float32 at least.
 
     Raises:
@@ -222,10 +231,11 @@ def run(chosen: Method, capture: Capture, options: Mapping[str, Any], probe: Pro
         if chosen.function.__module__.startswith("sightline."):
             raise
         raise MethodError(f"{chosen.name} failed with {type(error).__name__}: {error}") from error
-    batch, _, h, w = capture.activations.shape
+    size = capture.layout.size if isinstance(capture, AttentionCapture) else tuple(capture.activations.shape[2:])
+    expected = (len(capture.input), *size)
     # A method that looks at more than this layer may give its map at another resolution.
-    free = chosen.needs == "model" and isinstance(result, Tensor) and result.dim() == 3 and len(result) == batch
-    if not isinstance(result, Tensor) or (tuple(result.shape) != (batch, h, w) and not free):
+    free = chosen.needs == "model" and isinstance(result, Tensor) and result.dim() == 3 and len(result) == expected[0]
+    if not isinstance(result, Tensor) or (tuple(result.shape) != expected and not free):
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise MethodError(f"{chosen.name} gave {got}; expected a map of shape {(batch, h, w)}")
+        raise MethodError(f"{chosen.name} gave {got}; expected a map of shape {expected}")
     return result

@@ -31,6 +31,7 @@ class Adapter:
         logits: from what the module returns to what a target reads; logits (B, K) for a classifier.
         folded: layers whose own output is gone because their batch norm was folded into them.
         memory_format: of the input, as the weights are laid out.
+        grid: (rows, columns) of a transformer's patch tokens where the user named them; found by running when None.
         provenance: where the model, its weights and its preprocessing come from.
         notes: what every result made with this model must say, such as "random weights".
     """
@@ -44,6 +45,7 @@ class Adapter:
     logits: Callable[[Any], Any] = field(default=unwrap)
     folded: frozenset[str] = frozenset()
     memory_format: torch.memory_format = torch.preserve_format
+    grid: tuple[int, int] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -62,6 +64,7 @@ def adapt(
     preprocess: Callable[[Image.Image], Any] | None = None,
     labels: Sequence[str] | None = None,
     logits: Callable[[Any], Any] | None = None,
+    grid: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> Adapter:
     """Makes any `nn.Module` explainable, without changing it.
@@ -75,6 +78,7 @@ def adapt(
         labels: class names by index.
         logits: takes the logits (B, K) out of what the module returns; found by itself for a tensor, `.logits`,
             {"logits": ...}, and a tuple, list or dict with one (B, K) tensor in it.
+        grid: (rows, columns) of a transformer's patch tokens; found by running the model when left out, and checked so when given.
         name: what to call the model; its class name when left out.
 
     Raises:
@@ -84,6 +88,8 @@ def adapt(
     module, notes = unwrapped(module)
     if isinstance(layers, str) or (layers is not None and len(layers) != 1):
         raise ModelError(f"layers={layers!r}; expected a list of one layer name, such as ['layer4']")
+    if grid is not None and not _is_size(grid):
+        raise ModelError(f"grid={grid!r}; expected (rows, columns) of the patch tokens, such as (14, 14), or nothing")
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise ModelError("labels must be a list of names, one a class")
     chosen, reason = (layers[0], "given") if layers else (None, "")
@@ -92,7 +98,7 @@ def adapt(
     take = measured(preprocess) if preprocess is not None else None
     if chosen is None and take is not None:
         x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
-        chosen, reason = layer_choice.choose(module, like_weights(x[None], module), logits or unwrap)
+        chosen, reason = layer_choice.choose(module, like_weights(x[None], module), logits or unwrap, grid)
     return Adapter(
         name=name or type(module).__name__,
         module=module,
@@ -101,9 +107,14 @@ def adapt(
         preprocess=take,
         labels=tuple(labels) if labels is not None else None,
         logits=logits or unwrap,
+        grid=grid,
         provenance={"source": "user's module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
         notes=notes,
     )
+
+
+def _is_size(grid: Any) -> bool:
+    return isinstance(grid, tuple) and len(grid) == 2 and all(type(one) is int and one > 0 for one in grid)
 
 
 def like_weights(x: Tensor, module: nn.Module) -> Tensor:

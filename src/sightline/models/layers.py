@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.errors import LayerError, ModelError
+from sightline.models.grids import Layout, grid_of, measure, possible, sensitivity
 from sightline.models.outputs import only_grid, tensors_of, unwrap, with_grid
-from sightline.models.twin import isolated, twin
+from sightline.models.twin import isolated, submodule, twin
 
 # Modules that hand on what they were given; naming one of them as "the layer" explains nothing.
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+# Modules that work on (B, C, h, w) alone.
+_MAPS = (
+    nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.MaxPool2d, nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.PixelShuffle,
+)  # fmt: skip
 _TRIES = 8
 Logits = Callable[[Any], Any]
 NOT_ALL = "not all that reaches the output goes through it"
+# What running has shown about the layers of a model, by (layer, size of the input, size that the user named).
+_Known = dict[tuple[str, tuple[int, ...], tuple[int, int] | None], Layout | None]
+_LAYOUTS: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that gives a grid: its name, type, channels, and grid (h, w) at the input that was run."""
+    """One layer that gives a grid: its name, type, channels, and grid (h, w) at the input that was run.
+
+    Attributes:
+        alive: whether the output depends on its places; False for patch tokens of which nothing is read any more.
+    """
 
     name: str
     kind: str
@@ -34,52 +50,56 @@ class Layer:
     grid: tuple[int, int]
     chosen: bool = False
     reason: str = ""
+    alive: bool = True
 
 
 @dataclass(frozen=True)
 class _Event:
-    """One module's return: its place in time is its place in the list."""
+    """One module's return: its place in time is its place in the list. `layout` is what is known so far."""
 
     name: str
     module: nn.Module
     shape: tuple[int, ...]
-    is_grid: bool
+    readings: tuple[Layout, ...]
+    layout: Layout | None
+    certain: bool
     is_final: bool
 
 
-def choose(model: nn.Module, x: Tensor, logits: Logits = unwrap) -> tuple[str, str]:
-    """The last grid that still has the resolution of the last convolution and carries all that follows, and the reason.
+def choose(
+    model: nn.Module, x: Tensor, logits: Logits = unwrap, size: tuple[int, int] | None = None
+) -> tuple[str, str]:
+    """The last grid that carries all that reaches the output, and the reason; see below for models of tokens.
 
-    A pooling after the last convolution is not crossed (in VGG the map stays 14 x 14), what follows it without
-    changing the grid (norm, activation, residual sum) is included, and the outermost module that ends there is named.
+    In a convolutional network it has the resolution of the last convolution. A pooling after that is not crossed (in VGG
+    the map stays 14 x 14), what follows without changing the grid (norm, activation, residual sum) is included, and the
+    outermost module that ends there is named. A transformer that pools its patch tokens is treated alike. Where only a
+    class token is read, patch tokens after the last attention get no gradient: then the input norm of the last block is taken.
 
     Args:
         model: the module.
         x: an input.
         logits: takes out of what the module returns what a target reads.
+        size: (h, w) of the grid of tokens where the user named it.
 
     Raises:
-        LayerError: no convolution gives a grid near the output, as in transformers.
+        LayerError: no layer gives a grid.
     """
-    layer = _chosen(model, _run(model, x, logits), x, logits)
+    layer = _chosen(model, _run(model, x, logits, size), x, logits, size)
     return layer.name, layer.reason
 
 
 def candidates(model: nn.Module, x: Tensor, logits: Logits = unwrap) -> list[Layer]:
     """Every layer that gives a grid larger than 1 x 1, in the order of the computation; the default one marked."""
-    events = _run(model, x, logits)
+    events = _placed(model, x, _run(model, x, logits), logits)
     try:
         best: Layer | None = _chosen(model, events, x, logits)
     except LayerError:
         best = None
-    # Of a layer that runs several times in one forward no map is made: it would be ambiguous.
-    runs = Counter(event.name for event in events)
-    found = [
-        _layer(event)
-        for event in events
-        if event.is_grid and not event.is_final and event.name and runs[event.name] == 1
-    ]
-    return [best if best and layer.name == best.name else layer for layer in found]
+    found = _usable(events)
+    alive = _alive(model, x, found, logits)
+    layers = [replace(_layer(event), alive=event.name in alive) for event in found]
+    return [best if best and layer.name == best.name else layer for layer in layers]
 
 
 def sweep(
@@ -101,7 +121,7 @@ def sweep(
     found = [
         one
         for one in candidates(model, x, logits)
-        if one.name.count(".") < 2 and one.name not in without and one.kind not in passive
+        if (one.name.count(".") < 2 or one.chosen) and one.name not in without and one.kind not in passive and one.alive
     ]
     # A block's last part says the same as the block, which returns right behind it.
     inside = {
@@ -121,13 +141,12 @@ def stages(model: nn.Module, x: Tensor, without: Collection[str] = (), logits: L
     Raises:
         LayerError: as `choose`.
     """
-    found = candidates(model, x, logits)
-    last = next((index for index, one in enumerate(found) if one.chosen), None)
-    if last is None:
-        choose(model, x, logits)  # raises, with the reason
-        last = len(found) - 1
+    events = _placed(model, x, _run(model, x, logits), logits)
+    best = _chosen(model, events, x, logits)
+    found = [_layer(event) for event in _usable(events)]
+    last = next(index for index, one in enumerate(found) if one.name == best.name)
     # A branch inside a block that strides late still has the resolution of the block before, but not all of what it says.
-    carries_all = _silencer(model, x, logits)
+    carries_all = _silencer(model, x, logits, events)
     ends: dict[tuple[int, int], str] = {}
     for one in reversed(found[:last]):
         fine = one.grid != found[last].grid and one.grid[0] * 4 <= x.shape[2]
@@ -136,20 +155,57 @@ def stages(model: nn.Module, x: Tensor, without: Collection[str] = (), logits: L
     return [*reversed(ends.values()), found[last].name]
 
 
-def grid_of(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """(h, w) when a (B, C, h, w) output is a picture-like grid of this input, else None.
+def layout(
+    model: nn.Module,
+    x: Tensor,
+    name: str,
+    output: Tensor,
+    logits: Logits = unwrap,
+    size: tuple[int, int] | None = None,
+) -> Layout | None:
+    """How a layer's output holds the grid of an input; None where it holds none.
 
-    Both axes must shrink alike, which tells channels-first grids from channels-last ones.
+    A shape that can be read as (B, C, h, w) is trusted in a plain convolutional network. Else it is found out by running the
+    model, once for a layer and a size of the input.
+
+    Args:
+        model: the module.
+        x: the input (B, C, H, W).
+        name: of the layer.
+        output: of the layer.
+        logits: as for `choose`.
+        size: (h, w) of the grid where the user named it.
     """
-    if len(shape) != 4 or shape[0] != input_shape[0]:
+    shape, key = tuple(output.shape), (name, tuple(x.shape[2:]), size)
+    known = _known(model)
+    one = known.get(key)
+    if one is not None and one.fits(shape, len(x)):
+        return one
+    readings = possible(shape, x.shape, size=size)
+    module = submodule(model, name)
+    square = len(shape) == 4 and shape[2] == shape[3]
+    doubt = _mixes(model) and (len(readings) > 1 or square) and not isinstance(module, _MAPS)
+    if readings and readings[0].kind == "maps" and not doubt:
+        return readings[0]
+    if (key in known and one is None) or (len(shape) != 3 and not readings):
         return None
-    (h, w), (height, width) = shape[2:], input_shape[2:]
-    if h * w <= 1 or h > height * 2 or w > width * 2:
-        return None
-    # ceil and floor of repeated halving: each axis may be off by one cell and a little
-    if abs(h * width / height - w) > 1.5 + 0.15 * w:
-        return None
-    return h, w
+    events = [event for event in _run(model, x[:1], logits, size) if event.module is module]
+    found = [event.layout for event in _placed(model, x[:1], events, logits, size) if event.layout]
+    return found[0] if found and found[0].fits(shape, len(x)) else None
+
+
+def _known(model: nn.Module) -> _Known:
+    with _LOCK:
+        return _LAYOUTS.setdefault(model, {})
+
+
+def _mixes(model: nn.Module) -> bool:
+    """Whether a model may work on tokens or with its channels last."""
+    kinds = [type(one).__name__.lower() for one in model.modules()]
+    convolutions, linear = (sum(part in kind for kind in kinds) for part in ("conv", "linear"))
+    return linear > convolutions or any(
+        part in kind for kind in kinds for part in ("attention", "attn", "layernorm", "rmsnorm")
+    )
 
 
 @contextmanager
@@ -159,18 +215,17 @@ def _without_graph(x: Tensor) -> Iterator[None]:
         yield
 
 
-def _run(model: nn.Module, x: Tensor, logits: Logits) -> list[_Event]:
-    events: list[_Event] = []
+def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | None = None) -> list[_Event]:
+    """What every module returned, in order, with its layout where the shape says it: certain where it can be read in one way."""
+    returned: list[tuple[str, nn.Module, tuple[int, ...]]] = []
     names = {id(module): name for name, module in model.named_modules()}
 
     def record(original: nn.Module) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             tensor = only_grid(output)
             if tensor is None and isinstance(output, Tensor):
-                tensor = output  # tokens, or a flat vector
-            shape = tuple(tensor.shape) if tensor is not None else ()
-            is_grid = grid_of(shape, tuple(x.shape)) is not None
-            events.append(_Event(names[id(original)], original, shape, is_grid, is_final=False))
+                tensor = output  # a flat vector
+            returned.append((names[id(original)], original, tuple(tensor.shape) if tensor is not None else ()))
 
         return hook
 
@@ -184,49 +239,114 @@ def _run(model: nn.Module, x: Tensor, logits: Logits) -> list[_Event]:
         raise ModelError(
             f"{type(model).__name__} fails on an input of shape {tuple(x.shape)} ({x.dtype}): {error}"
         ) from error
-    final = only_grid(output)
-    if final is None:
-        return events
+    returned_grid = only_grid(output)
+    final = tuple(returned_grid.shape) if returned_grid is not None else None
+    seen = [
+        grid for _, module, shape in returned if isinstance(module, nn.Conv2d) and (grid := grid_of(shape, x.shape))
+    ]
+    # A square matrix with a row and a column for each token is attention, not a picture.
+    counts = {shape[1] for _, _, shape in returned if len(shape) == 3} | {h * w for h, w in seen}
+    events = []
+    for name, module, shape in returned:
+        readings = tuple(possible(shape, x.shape, dict.fromkeys(seen), size))
+        maps = bool(readings) and readings[0].kind == "maps"
+        attention = len(shape) == 4 and shape[2] == shape[3] and shape[2] in counts and not isinstance(module, _MAPS)
+        certain = maps and not attention and (len(readings) == 1 or isinstance(module, _MAPS))
+        form = readings[0] if maps and not attention else None
+        events.append(_Event(name, module, shape, readings, form, certain or not readings, shape == final))
+    return events
+
+
+def _placed(
+    model: nn.Module, x: Tensor, events: Sequence[_Event], logits: Logits, size: tuple[int, int] | None = None
+) -> list[_Event]:
+    """The same with the layouts that only running can tell; what it shows is kept for the next time."""
+    runs = Counter(event.name for event in events)
+    open_ones = {
+        event.name: event.readings for event in events if not event.certain and event.name and runs[event.name] == 1
+    }
+    if not open_ones:
+        return list(events)
+    known = _known(model)
+    at = tuple(x.shape[2:])
+    asked = {name: readings for name, readings in open_ones.items() if (name, at, size) not in known}
+    if asked:
+        found = measure(model, x, asked, logits)
+        known.update({(name, at, size): found.get(name) for name in asked})
+    placed = []
+    for event in events:
+        one = known.get((event.name, at, size)) if event.name in open_ones else event.layout
+        placed.append(replace(event, layout=one if one is not None and one.fits(event.shape, len(x)) else None))
+    return placed
+
+
+def _usable(events: Sequence[_Event]) -> list[_Event]:
+    """Those that give a grid, once in a forward: of a layer that runs several times no map is made, it would be ambiguous.
+
+    A sequence of blocks on tokens goes by the name of its last block.
+    """
+    runs = Counter(event.name for event in events)
     return [
-        _Event(event.name, event.module, event.shape, event.is_grid, is_final=event.shape == tuple(final.shape))
+        event
         for event in events
+        if event.layout and not event.is_final and event.name and runs[event.name] == 1
+        if event.layout.kind == "maps" or not isinstance(event.module, nn.Sequential)
     ]
 
 
-def _chosen(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits) -> Layer:
+def _chosen(
+    model: nn.Module, events: list[_Event], x: Tensor, logits: Logits, size: tuple[int, int] | None = None
+) -> Layer:
+    """By its convolutions where they reach near the output and carry all; else with the layouts that running shows."""
     last = None
     runs = Counter(event.name for event in events)
     for index, event in enumerate(events):
-        if isinstance(event.module, nn.Conv2d) and event.is_grid and not event.is_final and runs[event.name] == 1:
+        conv = isinstance(event.module, nn.Conv2d) and event.layout is not None and event.layout.kind == "maps"
+        if conv and not event.is_final and runs[event.name] == 1:
             last = index
-    if last is None:
-        raise LayerError(
-            f"{type(model).__name__} has no convolution that gives a grid larger than 1 x 1 at this input size; "
-            "name a layer yourself, or give a larger input"
-        )
-    grid = events[last].shape[2:]
     weighted = [
         index
         for index, event in enumerate(events)
         if len(event.shape) > 2 and any(True for _ in event.module.parameters(recurse=False))
     ]
-    tokens = [index for index in weighted if index > last and not events[index].is_grid]
-    if len(tokens) > len(weighted) / 2:
+    maps = {index for index, event in enumerate(events) if event.layout is not None and event.layout.kind == "maps"}
+    tokens = [index for index in weighted if last is None or (index > last and index not in maps)]
+    layer = None
+    if last is not None and len(tokens) <= len(weighted) / 2:
+        layer = _by_convolution(model, events, last, x, logits)
+        end = max(index for index, event in enumerate(events) if event.name == layer.name)
+        behind = [event for event in events[end + 1 :] if any(one.kind != "maps" for one in event.readings)]
+        # An attention that pools has no norms; one norm and more, and blocks follow the convolutions.
+        if sum(map(_is_norm, behind)) < 2 and not layer.reason.endswith(NOT_ALL):
+            return layer
+    if any(reading.kind != "maps" for event in events for reading in event.readings):
+        # Blocks and norms first: what stands inside a block is seldom what is looked for.
+        outer = [event for event in events if _is_norm(event) or any(True for _ in event.module.children())]
+        for some in (outer, events):
+            found = _by_tokens(model, _placed(model, x, some, logits, size), x, logits)
+            if found is not None:
+                return found
+    if layer is None:
         raise LayerError(
-            f"the last convolution of {type(model).__name__} ({events[last].name!r}) stands near its input, so most of the model "
-            "works on tokens: no layer near the output is a (B, C, h, w) grid, and token grids are not supported yet"
+            f"{type(model).__name__} has no convolution that gives a grid larger than 1 x 1 at this input size, and no layer whose "
+            "tokens follow the places of the picture; name a layer yourself, give a larger input, or adapt(..., grid=(rows, columns))"
         )
+    return layer
+
+
+def _by_convolution(model: nn.Module, events: list[_Event], last: int, x: Tensor, logits: Logits) -> Layer:
+    grid = events[last].shape[2:]
+    usable = {id(event) for event in _usable(events) if event.layout and event.layout.kind == "maps"}
     fit = [
-        event
-        for event in events
-        if event.is_grid and not event.is_final and event.name and runs[event.name] == 1
-        if not isinstance(event.module, _PASSIVE)
+        (index, event)
+        for index, event in enumerate(events)
+        if id(event) in usable and not isinstance(event.module, _PASSIVE)
     ]
-    ends = [event for event in fit if event in events[last:] and event.shape[2:] == grid]
-    before = [event for event in fit if event not in ends]
+    ends = [event for index, event in fit if index >= last and event.shape[2:] == grid]
+    before = [event for index, event in fit if not (index >= last and event.shape[2:] == grid)]
     # The nearest layer that carries all that reaches the output; a gate, or one branch of several, does not.
     tried = [*reversed(ends), *reversed(before)][:_TRIES]
-    carries_all = _silencer(model, x, logits)
+    carries_all = _silencer(model, x, logits, events)
     whole = next((event for event in tried if carries_all(event.name)), None)
     layer = _layer(whole or ends[-1])
     h, w = layer.grid
@@ -235,24 +355,94 @@ def _chosen(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits) -
         reason += f"; {NOT_ALL}"
     elif whole is not ends[-1]:
         reason = f"the last layer that all that reaches the output goes through: {h}x{w}, {layer.channels} channels ({layer.kind})"
-    return Layer(layer.name, layer.kind, layer.channels, layer.grid, chosen=True, reason=reason)
+    return replace(layer, chosen=True, reason=reason)
 
 
-def _silencer(model: nn.Module, x: Tensor, logits: Logits) -> Callable[[str], bool]:
+def _by_tokens(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits) -> Layer | None:
+    """Among layers of tokens and channels-last maps; None where none of them reaches the output."""
+    inner = [f"{name}." for name, one in model.named_modules() if _is_attention(one)]
+    found = [
+        event
+        for event in _usable(events)
+        if any(True for _ in event.module.parameters()) and not event.name.startswith(tuple(inner))
+    ]
+    alive = _alive(model, x, found, logits)
+    live = [event for event in found if event.name in alive]
+    if not live:
+        return None
+    if len(live) == len(found):  # nothing but places is read, or all of them are
+        grid = live[-1].layout.size if live[-1].layout else None
+        ends = [event for event in live if event.layout and event.layout.size == grid]
+        carries_all = _silencer(model, x, logits, events)
+        whole = next((event for event in ends[: -_TRIES - 1 : -1] if carries_all(event.name)), None)
+        if whole is not None:
+            layer = _layer(whole)
+            reason = f"the last layer that all that reaches the output goes through: {_described(whole)}"
+            return replace(layer, chosen=True, reason=reason)
+    norms = [event for event in live if _is_norm(event)]
+    blocks = [event for event in live if any(True for _ in event.module.children())]
+    last = (norms or blocks or live)[-1]
+    what = "the input norm of the last attention" if last in norms else "the last layer whose places are read"
+    behind = "; what the model reads later are no longer patch tokens" if len(live) < len(found) else ""
+    return replace(_layer(last), chosen=True, reason=f"{what}: {_described(last)}{behind}; {NOT_ALL}")
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Not a whole block, which may have attention in its name."""
+    name = type(module).__name__.lower()
+    return ("attention" in name or "attn" in name) and "block" not in name and "layer" not in name
+
+
+def _is_norm(event: _Event) -> bool:
+    return "norm" in type(event.module).__name__.lower()
+
+
+def _described(event: _Event) -> str:
+    layer, form = _layer(event), event.layout
+    h, w = layer.grid
+    extra = f" beside {form.extra} that are no places" if form is not None and form.extra else ""
+    what = " tokens" if form is not None and form.kind.startswith("tokens") else ""
+    return f"{h}x{w}{what}{extra}, {layer.channels} channels ({layer.kind})"
+
+
+def _alive(model: nn.Module, x: Tensor, events: Sequence[_Event], logits: Logits) -> set[str]:
+    """Names of the layers on whose places the output depends; asked only of models that have tokens beside the places."""
+    layouts = {event.name: event.layout for event in events if event.layout}
+    names = set(layouts)
+    if not any(one.extra for one in layouts.values()):
+        return names
+    felt = sensitivity(model, x, layouts, logits)
+    if not felt:
+        return names  # no gradient can be had at all; the capture says so
+    dead = set()
+    for name, one in layouts.items():
+        if name not in felt or not bool(felt[name][one.before : len(felt[name]) - one.after].any()):
+            dead.add(name)
+    return names - dead
+
+
+def _silencer(model: nn.Module, x: Tensor, logits: Logits, events: Sequence[_Event]) -> Callable[[str], bool]:
     """For a layer's name: whether the output no longer depends on the picture once its grid is silenced; True where that can't be tried."""
+    layouts = {event.name: event.layout for event in events if event.layout}
 
-    def silence(_module: nn.Module, args: Any, output: Any) -> Any:
-        grid = only_grid(output)
-        if grid is None:
-            return output
-        if any(one is grid for one in args):  # works in place: whoever else holds that tensor must see it silenced, too
-            grid.zero_()
-            return output
-        return with_grid(output, torch.zeros_like(grid))
+    def silence(name: str) -> Any:
+        def hook(_module: nn.Module, args: Any, output: Any) -> Any:
+            grid = only_grid(output)
+            if grid is None:
+                return output
+            places = layouts[name].to_grid(grid)
+            if any(
+                one is grid for one in args
+            ):  # works in place: whoever else holds that tensor must see it silenced, too
+                places.zero_()
+                return output
+            return with_grid(output, layouts[name].from_grid(torch.zeros_like(places), grid))
+
+        return hook
 
     def apart(name: str | None) -> float | None:
         """How far the outputs of two pictures lie apart; each is run alone, because some models take no more."""
-        stand_in = twin(model, {name: silence} if name else {})
+        stand_in = twin(model, {name: silence(name)} if name else {})
         try:
             with _without_graph(x):
                 one, other = (
@@ -284,4 +474,7 @@ def _silencer(model: nn.Module, x: Tensor, logits: Logits) -> Callable[[str], bo
 
 
 def _layer(event: _Event) -> Layer:
-    return Layer(event.name, type(event.module).__name__, event.shape[1], (event.shape[2], event.shape[3]))
+    if event.layout is None:
+        raise LayerError(f"layer {event.name!r} gives no grid")
+    channels = event.shape[1] if event.layout.kind == "maps" else event.shape[-1]
+    return Layer(event.name, type(event.module).__name__, channels, event.layout.size)

@@ -17,6 +17,9 @@ BEGIN, END = "<!-- table: python docs/method_pages.py -->\n", "<!-- end of table
 COST = {
     "activations": "one forward, shared with every other method of one pass",
     "gradients": "one forward and one backward through the part behind the layer, shared with every other method of one pass",
+    "attention": "one forward of its own, without a graph",
+    "attention-gradients": "one forward of its own, and one backward through all blocks",
+    "block-gradients": "one forward of its own, and one backward through every block for itself",
     "head": "one forward, and the part of the network behind the layer again",
     "input": "many forwards: the whole network again for every question",
     "model": "a few forwards and backwards through the whole network",

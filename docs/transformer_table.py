@@ -5,11 +5,9 @@ Of each family of timm one small member, with random weights; a test goes throug
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -86,6 +84,8 @@ FAMILIES: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
 
 def built(name: str, size: tuple[int, int], settings: dict[str, Any]) -> tuple[nn.Module, Tensor]:
     """A small network with seeded random weights and ten classes, and an input."""
+    import timm
+
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False, num_classes=10, **settings)
     norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
@@ -96,33 +96,40 @@ def built(name: str, size: tuple[int, int], settings: dict[str, Any]) -> tuple[n
             model.set_distilled_training(False)
         with torch.no_grad():
             model.train()(torch.rand(4, 3, *size))
-    for one in model.modules():  # scales that start at next to nothing would hide every place
-        for parameter in one.parameters(recurse=False):
-            if parameter.dim() == 1 and float(parameter.detach().abs().max()) < 1e-3 and "Norm" not in type(one).__name__:
-                if parameter is not getattr(one, "bias", None):
-                    nn.init.constant_(parameter, 0.1)
+    for one in model.modules():  # scales of branches that start at next to nothing would hide every place
+        for name, parameter in one.named_parameters(recurse=False):
+            tiny = parameter.dim() == 1 and float(parameter.detach().abs().max()) < 1e-3
+            if tiny and name != "bias" and "Norm" not in type(one).__name__:
+                nn.init.constant_(parameter, 0.1)
     return model.eval(), torch.rand(1, 3, *size)
 
 
-def rows() -> Iterator[list[str]]:
-    for family, (name, size, settings) in FAMILIES.items():
-        model, x = built(name, size, settings)
-        adapter = sightline.adapt(model)
-        try:
-            layer, _ = choose(model, x)
-            seen = sightline.capture(x, adapter, layer=layer)
-            form = seen.layout
-            maps = sightline.attribute(seen, adapter, target=1)
-            tokens = f"{form.kind}{f', {form.before} before' if form.before else ''}{f', {form.after} behind' if form.after else ''}"
-            cells = [f"`{layer}`", f"{maps.shape[1]} x {maps.shape[2]}", tokens]
-        except SightlineError as error:
-            cells = [f"refused: {error}", "", ""]
-        try:
-            sightline.attribute(x, adapter, method="attention-rollout", target=1)
-            attention = "yes"
-        except SightlineError as error:
-            attention = f"refused: {reason(str(error))}"
-        yield [family, f"`{name}`", *cells, attention]
+def row(family: str) -> list[str]:
+    """The cells of one family, by running it."""
+    name, size, settings = FAMILIES[family]
+    model, x = built(name, size, settings)
+    adapter = sightline.adapt(model)
+    try:
+        layer, _ = choose(model, x)
+        seen = sightline.capture(x, adapter, layer=layer)
+        h, w = sightline.attribute(seen, adapter, target=1).shape[1:]
+        cells = [f"`{layer}`", f"{h} x {w}", held(seen)]
+    except SightlineError as error:
+        cells = [f"refused: {error}", "", ""]
+    try:
+        sightline.attribute(x, adapter, method="attention-rollout", target=1)
+        attention = "yes"
+    except SightlineError as error:
+        attention = f"refused: {reason(str(error))}"
+    return [family, f"`{name}`", *cells, attention]
+
+
+def held(seen: sightline.Capture) -> str:
+    form = seen.layout
+    if form is None:
+        return "maps"
+    before = f", {form.before} before" if form.before else ""
+    return f"{form.kind}{before}{f', {form.after} behind' if form.after else ''}"
 
 
 def reason(message: str) -> str:
@@ -138,11 +145,18 @@ def reason(message: str) -> str:
     return message
 
 
+def line(family: str) -> str:
+    return "| " + " | ".join(row(family)) + " |"
+
+
 def table() -> str:
-    lines = ["| family | model in timm | layer | grid | what holds it | attention methods |", "|---|---|---|---|---|---|"]
-    for row in rows():
-        print(row, flush=True)
-        lines.append("| " + " | ".join(row) + " |")
+    lines = [
+        "| family | model in timm | layer | grid | what holds it | attention methods |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        lines.append(line(family))
+        print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
 
 

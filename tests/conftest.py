@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
+from made_transformers import Block as TransformerBlock
 from oracles import ORACLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,6 +261,52 @@ class Spectral(Plain):
         super().__init__(channels=13)
 
 
+class Tokens(nn.Module):
+    """A small vision transformer that reads its class token, 8 x 8 patches."""
+
+    layer = "blocks.1.norm1"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 8, 2, stride=2)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.pos_embed = nn.Parameter(torch.randn(1, 65, 8) * 0.2)
+        self.blocks = nn.Sequential(TransformerBlock(8, 2, fused=True), TransformerBlock(8, 2, fused=True))
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patch_embed(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1) + self.pos_embed
+        return self.head(self.norm(self.blocks(tokens))[:, 0])
+
+    @staticmethod
+    def to_grid(output: Tensor) -> Tensor:
+        """What users of other libraries write by hand."""
+        return output[:, 1:].reshape(len(output), 8, 8, -1).permute(0, 3, 1, 2)
+
+
+class ChannelsLast(nn.Module):
+    """Works on (B, h, w, C), as Swin does."""
+
+    layer = "norm"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 8, 2, stride=2)
+        self.mlp = nn.Sequential(nn.Linear(8, 12), nn.GELU())
+        self.norm = nn.LayerNorm(12)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.mlp(self.patch_embed(x).permute(0, 2, 3, 1))).square().mean(dim=(1, 2)))
+
+    @staticmethod
+    def to_grid(output: Tensor) -> Tensor:
+        """Channels to the front."""
+        return output.permute(0, 3, 1, 2)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": Plain,
     "residual": Residual,
@@ -271,6 +318,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "flat": Flat,
     "grey": Grey,
     "spectral": Spectral,
+    "tokens": Tokens,
+    "channels last": ChannelsLast,
 }
 
 
@@ -323,7 +372,8 @@ def by_autograd(
         scores = score(model(x.detach().clone().requires_grad_()))
         (gradients,) = torch.autograd.grad(scores.sum(), kept[0])
     assert kept[0]._version == versions[0], "the layer's output was changed in place; take the functional twin"
-    return kept[0].detach(), gradients.detach(), scores.detach()
+    to_grid = getattr(model, "to_grid", lambda output: output)
+    return to_grid(kept[0].detach()), to_grid(gradients.detach()), scores.detach()
 
 
 def by_oracle(method: str, activations: Tensor, gradients: Tensor) -> Tensor:

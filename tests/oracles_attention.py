@@ -95,10 +95,22 @@ def legrad(attentions: Layers, own_gradients: Layers, columns: Sequence[int]) ->
     return result
 
 
+def raw(attentions: Layers, rows: Sequence[int], columns: Sequence[int]) -> Array:
+    """What the last layer attends to, mean over heads: the softmax itself."""
+    last = _layers(attentions)[-1]
+    heads, tokens, _ = last.shape
+    mean = np.zeros((tokens, tokens))
+    for i in range(tokens):
+        for j in range(tokens):
+            mean[i, j] = sum(float(last[h, i, j]) for h in range(heads)) / heads
+    return _read(mean, rows, columns)
+
+
 ATTENTION_ORACLES: dict[str, Callable[..., Array]] = {
     "attention-rollout": rollout,
     "attention-grad": chefer,
     "le-grad": legrad,
+    "raw-attention": raw,
 }
 
 

@@ -7,7 +7,8 @@ import torch
 
 import sightline
 from conftest import assert_untouched
-from sightline.errors import LayerError, MethodError
+from sightline.engine.attention import WANTED
+from sightline.errors import MethodError
 from sightline.methods import list_methods
 
 torchvision = pytest.importorskip("torchvision.models")
@@ -17,7 +18,6 @@ FAMILIES = (
     "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50",
     "shufflenet_v2_x0_5", "squeezenet1_1", "vgg11",
 )  # fmt: skip
-TOKENS = ("vit_b_16", "swin_t", "maxvit_t")
 SLOW = ("score-cam", "ss-cam", "is-cam")
 
 
@@ -37,6 +37,7 @@ def test_every_method_gives_a_map_of_every_convolutional_family(name: str) -> No
     adapter = sightline.adapt(model, layers=[layer])
     grid = tuple(sightline.capture(x, adapter).activations.shape[2:])
     refused = []
+    blind = []
     with assert_untouched(model, x):
         for method, record in list_methods().items():
             small = {"samples": 1} if "samples" in record.options else {}
@@ -45,20 +46,40 @@ def test_every_method_gives_a_map_of_every_convolutional_family(name: str) -> No
             try:
                 found = sightline.attribute(x, adapter, method=method, target=3, options=small)
             except MethodError as error:
+                if record.needs in WANTED:
+                    blind.append("computes no attention" in str(error))
+                    continue
                 refused.append((method, "These work here" in str(error)))
                 continue
             assert found.isfinite().all(), method
             assert tuple(found.shape[1:]) == grid or record.needs == "model", method
     assert refused in ([], [("cam", True)])
+    assert blind == [True] * 4
+
+
+# name: the layer that is chosen, its grid, whether attention methods apply
+TOKENS = {
+    "vit_b_32": ("encoder.layers.encoder_layer_11.ln_1", (7, 7), True),
+    "swin_t": ("norm", (7, 7), False),
+    "swin_v2_t": ("norm", (7, 7), False),
+    "maxvit_t": ("blocks.3", (7, 7), False),
+}
 
 
 @pytest.mark.parametrize("name", TOKENS)
-def test_a_network_of_tokens_is_refused_or_captured_and_never_guessed(name: str) -> None:
+def test_every_cheap_method_gives_a_map_of_every_transformer(name: str) -> None:
     torch.manual_seed(0)
     model = torchvision.get_model(name, weights=None).eval()
-    x = torch.rand(1, 3, 224, 224)
-    try:
-        said = str(sightline.attribute(x, model, target=3).isfinite().all())
-    except LayerError as error:
-        said = str(error)
-    assert "token" in said or "no convolution" in said or said == "tensor(True)"
+    if name == "vit_b_32":
+        torch.nn.init.normal_(model.heads.head.weight, std=0.02)  # starts at 0
+    x, (layer, grid, attention) = torch.rand(1, 3, 224, 224), TOKENS[name]
+    adapter = sightline.adapt(model, layers=[layer])
+    assert sightline.capture(x, model).layer == layer
+    for method, record in list_methods().items():
+        if record.needs in WANTED and not attention:
+            with pytest.raises(MethodError, match="These work here: grad-cam"):
+                sightline.attribute(x, adapter, method=method, target=3)
+        elif record.needs in ("activations", "gradients", *WANTED) or method == "recipro-cam":
+            found = sightline.attribute(x, adapter, method=method, target=3)
+            assert found.isfinite().all(), method
+            assert tuple(found.shape[1:]) == grid, method

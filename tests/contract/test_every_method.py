@@ -24,6 +24,7 @@ from conftest import (
     seeded,
 )
 from oracles import ORACLES
+from oracles_attention import ATTENTION_ORACLES
 from oracles_more import MORE_ORACLES
 from sightline.errors import MethodError, TargetError
 
@@ -62,7 +63,7 @@ def _activations(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def test_every_method_has_an_oracle() -> None:
-    assert set(REGISTRY) == set(ORACLES) | set(MORE_ORACLES)
+    assert set(REGISTRY) == set(ORACLES) | set(MORE_ORACLES) | set(ATTENTION_ORACLES)
 
 
 # --------------------------------------------------------------------------------------------------------- shape, type

@@ -21,7 +21,10 @@ import sightline
 from conftest import MODELS, Plain, Regularised, assert_untouched, channels_of, images, seeded
 from sightline.errors import LayerError, MethodError, ModelError, SightlineError, TargetError
 
-METHODS = sorted(sightline.list_methods())
+# Those of attention have their own tests, in tests/engine/test_attention.py.
+METHODS = sorted(
+    name for name, one in sightline.list_methods().items() if "attention" not in one.needs and "block" not in one.needs
+)
 TARGET = 1
 
 

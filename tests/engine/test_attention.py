@@ -71,7 +71,9 @@ class Manners(nn.Module):
         elif self.manner == "bool mask":
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(tokens, tokens).tril().bool())
         elif self.manner == "float mask":
-            mixed = F.scaled_dot_product_attention(q, k, v, torch.arange(tokens * 1.0).to(x).expand(tokens, -1), scale=0.3)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, torch.arange(tokens * 1.0).to(x).expand(tokens, -1), scale=0.3
+            )
         elif self.manner == "grouped":
             mixed = F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True)
         elif self.manner == "functional":
@@ -83,7 +85,17 @@ class Manners(nn.Module):
         return mixed.transpose(1, 2).flatten(2)
 
 
-MANNERS = ["module", "module weights", "causal", "bool mask", "float mask", "grouped", "functional", "module softmax", "torch"]
+MANNERS = [
+    "module",
+    "module weights",
+    "causal",
+    "bool mask",
+    "float mask",
+    "grouped",
+    "functional",
+    "module softmax",
+    "torch",
+]
 
 
 @pytest.mark.parametrize("manner", MANNERS)
@@ -165,7 +177,9 @@ def test_where_the_class_token_attends_to_one_patch_every_map_is_on_that_patch(p
         found = sightline.attribute(pictures(1), model, method=method, target=1).flatten()
         assert found[place] > 0.4
         assert found.sum() == found[place]
-    maps = [sightline.attribute(pictures(1), model, method="attention-grad", target=k).flatten() for k in range(CLASSES)]
+    maps = [
+        sightline.attribute(pictures(1), model, method="attention-grad", target=k).flatten() for k in range(CLASSES)
+    ]
     assert any(bool(one.any()) for one in maps)
     for one in maps:
         assert one.sum() == one[place]
@@ -180,7 +194,9 @@ def test_rollouts_options_change_it_as_they_say() -> None:
     same = sightline.attribute(x, model, method="attention-rollout", options={"heads": "mean", "discard": 0.0})
     assert torch.equal(plain, same)
     for options in ({"heads": "max"}, {"heads": "min"}, {"discard": 0.5}):
-        assert not torch.allclose(sightline.attribute(x, model, method="attention-rollout", options=options), plain, rtol=0.01)
+        assert not torch.allclose(
+            sightline.attribute(x, model, method="attention-rollout", options=options), plain, rtol=0.01
+        )
     only = sightline.attribute(x, model, method="attention-rollout", options={"discard": 0.999})
     assert int((only > 1e-12).sum()) < int((plain > 1e-12).sum())
 
@@ -229,9 +245,8 @@ def test_after_an_error_all_is_as_it_was(method: str) -> None:
     def broken(_output: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
-    with assert_untouched(model, x):
-        with pytest.raises(KeyboardInterrupt):
-            sightline.attribute(x, model, method=method, target=broken)
+    with assert_untouched(model, x), pytest.raises(KeyboardInterrupt):
+        sightline.attribute(x, model, method=method, target=broken)
     assert F.scaled_dot_product_attention is sdpa
     assert F.softmax is softmax
     assert all(block.attn.fused_attn for block in model.blocks)
@@ -256,9 +271,11 @@ def test_other_threads_keep_their_fused_attention() -> None:
     maps = {method: sightline.attribute(x, model, method=method, target=1) for method in METHODS}
     threads = [
         threading.Thread(
-            target=lambda method=method: wrong.append(method)
-            if not torch.equal(sightline.attribute(x, model, method=method, target=1), maps[method])
-            else None
+            target=lambda method=method: (
+                wrong.append(method)
+                if not torch.equal(sightline.attribute(x, model, method=method, target=1), maps[method])
+                else None
+            )
         )
         for method in METHODS * 4
     ]
@@ -295,7 +312,7 @@ def test_other_types_say_the_same(method: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_convolutional_network_has_no_attention(method: str) -> None:
-    with pytest.raises(MethodError, match="Plain computes no attention.*These work here: grad-cam"):
+    with pytest.raises(MethodError, match=r"Plain computes no attention.*These work here: grad-cam"):
         sightline.attribute(images(2), seeded(Plain), method=method, target=TINY - 1)
 
 
@@ -342,7 +359,7 @@ def test_a_model_that_cuts_the_graph_between_its_blocks_is_refused() -> None:
         model = TinyViT()
         model.blocks[2] = Cut(16, 2, fused=False)
     model = spread(model).double().eval()
-    with pytest.raises(ModelError, match="does not depend on the attention of 'blocks.0.attn'"):
+    with pytest.raises(ModelError, match=r"does not depend on the attention of 'blocks.0.attn'"):
         sightline.attribute(pictures(), model, method="attention-grad", target=1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conftest import assert_close, assert_untouched
 from made_transformers import CLASSES, Seen, TinyViT, exposed, seen, seen_in_timm, spread, tiny_vit
-from oracles_attention import ATTENTION_ORACLES, chefer, chefer_matrix, legrad, rollout, rollout_matrix
+from oracles_attention import ATTENTION_ORACLES, chefer, chefer_matrix, legrad, raw, rollout, rollout_matrix
 from sightline import attribute
 
 EXACT = 1e-10
@@ -54,6 +54,8 @@ def wanted(method: str, said: Seen) -> Tensor:
             vector = rollout(a, said.rows, said.columns)
         elif method == "attention-grad":
             vector = chefer(a, g, said.rows, said.columns)
+        elif method == "raw-attention":
+            vector = raw(a, said.rows, said.columns)
         else:
             vector = legrad(a, own, said.columns)
         maps.append(vector.reshape(said.grid))
@@ -121,7 +123,7 @@ def test_frozen_weights_and_no_grad_change_nothing_and_no_trace_is_left(method: 
 def test_only_the_gradients_know_the_class(method: str) -> None:
     model, x = tiny_vit(), pictures(1)
     one, other = (attribute(x, model, method=method, target=target) for target in (1, 4))
-    assert torch.equal(one, other) == (method == "attention-rollout")
+    assert torch.equal(one, other) == (method in ("attention-rollout", "raw-attention"))
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])

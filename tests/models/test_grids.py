@@ -177,9 +177,7 @@ def test_threads_that_look_at_one_new_model_at_once_agree() -> None:
     model, x = tiny_vit(), pictures(1)
     wanted = sightline.attribute(x, tiny_vit(), target=1)
     found: list[Tensor] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(sightline.attribute(x, model, target=1))) for _ in range(6)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(sightline.attribute(x, model, target=1))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

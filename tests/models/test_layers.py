@@ -41,7 +41,12 @@ FAMILIES = {
     "timm:mobilevit_xxs": ("final_conv", (8, 8)),  # attention inside, grids between
     "bundled": ("bn2", (7, 7)),
 }
-TOKENS = ["torchvision:vit_b_16", "torchvision:swin_t", "timm:vit_tiny_patch16_224", "timm:mixer_s32_224"]
+TOKENS = {
+    "torchvision:vit_b_32": ("encoder.layers.encoder_layer_11.ln_1", (7, 7), "beside 1 that are no places"),
+    "torchvision:swin_t": ("norm", (7, 7), "all that reaches the output goes through"),
+    "timm:vit_tiny_patch16_224": ("blocks.11.norm1", (14, 14), "beside 1 that are no places"),
+    "timm:mixer_s32_224": ("norm", (7, 7), "all that reaches the output goes through"),
+}
 
 
 @cache
@@ -80,25 +85,22 @@ def test_choose_and_candidates_agree() -> None:
 
 
 @pytest.mark.parametrize("name", TOKENS)
-def test_models_of_tokens_are_refused_with_the_reason(name: str) -> None:
+def test_models_of_tokens_get_a_layer_with_its_reason(name: str) -> None:
     adapter, x = built(name)
-    with pytest.raises(LayerError) as caught:
-        choose(adapter.module, x)
-    message = str(caught.value)
-    assert type(adapter.module).__name__ in message
-    assert "token grids are not supported yet" in message
-    assert not any(one.chosen for one in candidates(adapter.module, x))
+    layer, grid, part = TOKENS[name]
+    (default,) = [one for one in candidates(adapter.module, x) if one.chosen]
+    assert (default.name, default.grid) == (layer, grid)
+    assert part in default.reason
 
 
-def test_a_loaded_model_of_tokens_has_no_layer_and_says_why_when_it_is_explained() -> None:
+def test_a_loaded_model_of_tokens_has_its_layer() -> None:
     from sightline import attribute
 
     torch.manual_seed(0)
     adapter = load_model("timm:vit_tiny_patch16_224", random_weights=True)
-    assert adapter.layer is None
-    assert "token" in adapter.layer_reason
-    with pytest.raises(LayerError, match="token grids are not supported yet"):
-        attribute(sample_input(adapter), adapter)
+    assert adapter.layer == "blocks.11.norm1"
+    assert "the input norm of the last attention" in adapter.layer_reason
+    assert attribute(sample_input(adapter), adapter).shape == (1, 14, 14)
 
 
 def test_the_layer_is_the_same_for_another_input_of_the_same_model() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sightline.cli.output import say, table, waiting
 from sightline.errors import LayerError
+
+if TYPE_CHECKING:
+    from sightline.models.layers import Layer
 
 
 def run(
@@ -31,11 +34,12 @@ def run(
     shown = [one for one in found if every or one.chosen or one.name.count(".") < 2]
     table(
         ["layer", "kind", "channels", "grid", ""],
-        [
-            (one.name, one.kind, one.channels, f"{one.grid[0]}x{one.grid[1]}", "default" if one.chosen else "")
-            for one in shown
-        ],
+        [(one.name, one.kind, one.channels, f"{one.grid[0]}x{one.grid[1]}", _mark(one)) for one in shown],
     )
     if len(shown) < len(found):
         say(f"{len(found) - len(shown)} more inside blocks: --all")
     say(reason)
+
+
+def _mark(one: Layer) -> str:
+    return "default" if one.chosen else "" if one.alive else "nothing is read"

@@ -155,8 +155,8 @@ def _gradients(scores: Tensor, found: Sequence[Tensor], names: Sequence[str]) ->
     return tuple(slopes)
 
 
-class _Eager(TorchFunctionMode):
-    """Attention in steps: `see(probabilities)` is given those of every attention, and returns what goes on in their place."""
+class InSteps(TorchFunctionMode):
+    """Attention in steps, on this thread: `see(probabilities)` is given those of every attention, and returns what goes on."""
 
     def __init__(self, see: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class _Seen:
     def run(self, x: Tensor) -> Any:
         hooks = dict.fromkeys(self.plan.blocks, self.after_block) if self.wanted == "block-gradients" else {}
         stand_in = twin(self.adapter.module, hooks)
-        with torch.no_grad(), _Eager(self.see):
+        with torch.no_grad(), InSteps(self.see):
             output = _fed(self.adapter, stand_in, x)
         if len(self.probabilities) != len(self.plan.layers):
             raise ModelError(
@@ -307,7 +307,7 @@ def _looked_at(adapter: Adapter, x: Tensor) -> _Plan:
     stand_in = twin(adapter.module, {name: leave(name) for name in names})
     for name in names:
         stand_in.get_submodule(name).register_forward_pre_hook(lambda _module, _args, name=name: running.append(name))
-    with torch.no_grad(), _Eager(see):
+    with torch.no_grad(), InSteps(see):
         _fed(adapter, stand_in, x)
     if not runs:
         raise MethodError(

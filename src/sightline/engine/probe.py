@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.attention import AttentionCapture, Wanted, attend
+from sightline.engine.attention import AttentionCapture, InSteps, Wanted, attend
 from sightline.engine.capture import Capture, capture, check_input, joint_of, toward
 from sightline.engine.decompose import Parts, decompose
 from sightline.engine.targets import NO_GRADIENT, Asked, Target, TargetSpec, resolve, score_of, table
@@ -98,6 +98,7 @@ def probe(
     batch = 1 if apart else _fitting(memory_mb, x, _PER_IMAGE, 16)
     head_batch = 1 if apart else _fitting(memory_mb, seen.activations, _PER_GRID, 512)
     live = [seen] if seen.joint is not None else []
+    in_steps: list[Capture] = []
 
     def run(model: Any, images: Tensor) -> Any:
         try:
@@ -206,7 +207,15 @@ def probe(
         return toward([alive()], [Asked(target, None, asked.label)])[0]
 
     def curvature(target: Target, direction: Tensor) -> Tensor:
-        one = alive()
+        try:
+            return bent_by(alive(), target, direction)
+        except ModelError:
+            if not in_steps:  # fused attention has no second derivative; in steps it has
+                with InSteps(lambda found: found):
+                    in_steps.extend(capture(adapter, x, [layer]))
+        return bent_by(in_steps[0], target, direction)
+
+    def bent_by(one: Capture, target: Target, direction: Tensor) -> Tensor:
         joint = joint_of(one)
         with isolated(x), torch.enable_grad(), _second_order(adapter.name):
             scores = score_of([Asked(target, None, "")], one.output, 1)

@@ -266,7 +266,9 @@ def _fitting(
         for reach in (0, 1):
             needed = _needed(one, boxes, picture, reach)
             for before in range(one.extra, -1, -1):
-                hits = sum(_hit(at - before, one.size, box, picture, reach) for at, box in zip(where, boxes, strict=True))
+                hits = sum(
+                    _hit(at - before, one.size, box, picture, reach) for at, box in zip(where, boxes, strict=True)
+                )
                 rank = hits * (2 - reach) if hits >= needed else 0
                 if rank > most:
                     best, most = Layout(one.kind, one.size, before, one.extra - before), rank
@@ -284,9 +286,7 @@ def _strongest(change: Tensor) -> list[int] | None:
     return torch.where(usual > 0, change * (change / usual), 0).argmax(dim=1).tolist()
 
 
-def _needed(
-    one: Layout, boxes: Sequence[tuple[int, int, int, int]], picture: tuple[int, int], reach: int
-) -> int:
+def _needed(one: Layout, boxes: Sequence[tuple[int, int, int, int]], picture: tuple[int, int], reach: int) -> int:
     """How many boxes must be hit so that this is no chance, whatever number of tokens stands before the places."""
     count = len(boxes)
     cells = range(one.size[0] * one.size[1])

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sightline.engine.capture import check_input, finite_images
+from sightline.engine.lean import lean
 from sightline.engine.targets import NO_GRADIENT, Asked, score_of
 from sightline.errors import MethodError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
@@ -199,7 +200,7 @@ class InSteps(TorchFunctionMode):
         """What `scaled_dot_product_attention` computes, by its own documentation."""
         if enable_gqa:
             key, value = (one.repeat_interleave(query.shape[-3] // one.shape[-3], dim=-3) for one in (key, value))
-        weights = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        weights = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
         if is_causal:
             ahead = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).triu(1)
             weights = weights.masked_fill(ahead, float("-inf"))
@@ -224,7 +225,7 @@ class _Seen:
 
     def run(self, x: Tensor) -> Any:
         hooks = dict.fromkeys(self.plan.blocks, self.after_block) if self.wanted == "block-gradients" else {}
-        stand_in = twin(self.adapter.module, hooks)
+        stand_in = lean(twin(self.adapter.module, hooks))
         with torch.no_grad(), InSteps(self.see):
             output = _fed(self.adapter, stand_in, x)
         if len(self.probabilities) != len(self.plan.layers):

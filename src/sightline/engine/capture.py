@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from sightline.engine.lean import lean
 from sightline.engine.targets import Asked, score_of
 from sightline.errors import LayerError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
@@ -242,7 +243,7 @@ def _forward(
 
     if len({id(submodule(adapter.module, name)) for name in names}) < len(set(names)):
         raise LayerError(f"the layers {', '.join(names)} are one and the same module; name it once")
-    stand_in = twin(adapter.module, {name: tap(name) for name in names})
+    stand_in = lean(twin(adapter.module, {name: tap(name) for name in names}))
     # A copy, so that a model which works on its input in place does not reach the caller's.
     given = x.clone(memory_format=adapter.memory_format)
     version = given._version

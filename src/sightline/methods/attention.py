@@ -22,11 +22,6 @@ _HEADS = {
 }
 
 
-def _identity(capture: AttentionCapture) -> Tensor:
-    one = at_least_single(capture.probabilities[0])
-    return torch.eye(one.shape[-1], dtype=one.dtype, device=one.device)
-
-
 def _warn(capture: AttentionCapture) -> None:
     places = capture.read[capture.layout.before : len(capture.read) - capture.layout.after]
     if bool(places.any()):
@@ -36,10 +31,11 @@ def _warn(capture: AttentionCapture) -> None:
         )
 
 
-def _read(capture: AttentionCapture, joint: Tensor) -> Tensor:
-    """Of one (B, T, T) the row that the score reads, on the grid."""
+def _read(capture: AttentionCapture) -> Tensor:
+    """What the score reads, (B, 1, T), to be multiplied with one block after the other, from the last to the first."""
     _warn(capture)
-    return capture.to_grid(capture.read.to(joint) @ joint)
+    like = at_least_single(capture.probabilities[0])
+    return capture.read.to(like).expand(len(like), 1, -1)
 
 
 @method(
@@ -65,16 +61,16 @@ def attention_rollout(capture: AttentionCapture, *, heads: str = "mean", discard
         raise MethodError(f"option heads is {heads!r}; expected one of {', '.join(_HEADS)}")
     if not 0 <= discard < 1:
         raise MethodError(f"option discard is {discard!r}; expected a share from 0 up to, but not including, 1")
-    eye = _identity(capture)
-    joint = eye.expand(len(capture.input), -1, -1)
-    for one in capture.probabilities:
+    row = _read(capture)
+    for one in reversed(capture.probabilities):
         mixed = _HEADS[heads](at_least_single(one))
         if discard:
+            itself = torch.eye(mixed.shape[1], dtype=torch.bool, device=mixed.device)
             least = mixed.flatten(1).sort(dim=1).values[:, int(discard * mixed[0].numel())]
-            mixed = torch.where((mixed >= least[:, None, None]) | (eye > 0), mixed, 0)
-        mixed = 0.5 * mixed + 0.5 * eye
-        joint = (mixed / mixed.sum(dim=2, keepdim=True)) @ joint
-    return _read(capture, joint)
+            mixed = torch.where((mixed >= least[:, None, None]) | itself, mixed, 0)
+        row = row / (0.5 * mixed.sum(dim=2)[:, None] + 0.5)
+        row = 0.5 * (row @ mixed) + 0.5 * row
+    return capture.to_grid(row[:, 0])
 
 
 @method(
@@ -91,12 +87,11 @@ def attention_grad(capture: AttentionCapture) -> Tensor:
     Differs: the identity that R starts from is taken off the result. For a class token that changes nothing; for a model that
     reads the mean of its patches it would put the same constant on every place.
     """
-    eye = _identity(capture)
-    joint = eye.expand(len(capture.input), -1, -1)
-    for a, g in zip(capture.probabilities, capture.gradients or (), strict=True):
+    start = row = _read(capture)
+    for a, g in zip(reversed(capture.probabilities), reversed(capture.gradients or ()), strict=True):
         raised = (at_least_single(g) * at_least_single(a)).relu_().mean(dim=1)
-        joint = torch.baddbmm(joint, raised, joint)
-    return _read(capture, joint - eye)
+        row = torch.baddbmm(row, row, raised)
+    return capture.to_grid((row - start)[:, 0])
 
 
 @method(
@@ -145,4 +140,4 @@ def raw_attention(capture: AttentionCapture, *, block: int = -1, head: int = -1)
     capture.notes.append(
         f"raw attention of {capture.layers[block]}, {which}: where tokens looked, which need not have raised any score"
     )
-    return _read(capture, a.mean(dim=1) if head == -1 else a[:, head])
+    return capture.to_grid((_read(capture) @ (a.mean(dim=1) if head == -1 else a[:, head]))[:, 0])

@@ -369,6 +369,11 @@ def _by_tokens(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits
     alive = _alive(model, x, found, logits)
     live = [event for event in found if event.name in alive]
     if not live:
+        if found:
+            raise LayerError(
+                f"what {type(model).__name__} returns does not depend on any of its layers: weights of 0 near its output do this, as "
+                "torchvision's transformers have before training; load weights, or name a layer"
+            )
         return None
     if len(live) == len(found):  # nothing but places is read, or all of them are
         grid = live[-1].layout.size if live[-1].layout else None

@@ -6,6 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sightline.errors import ModelError, did_you_mean
 from sightline.models.adapter import Adapter
 from sightline.models.preprocess import standard
@@ -37,6 +39,8 @@ def build(name: str, weights: Path | None, random_weights: bool) -> Adapter:
         expected = None if weights else path.stem.rpartition("-")[2]
         load_weights(module, read_weights(path, sha256=expected), path.name)
         origin |= {"weights": weights.name if weights else str(record), "sha256": file_hash(path)}
+    else:
+        _draw_zero_heads(module)
     transform = record.transforms()
     side = transform.crop_size[0]
     spec = {
@@ -54,6 +58,13 @@ def build(name: str, weights: Path | None, random_weights: bool) -> Adapter:
         provenance=origin | {"preprocessing": spec},
         notes=(RANDOM,) if random_weights else (),
     )
+
+
+def _draw_zero_heads(module: nn.Module) -> None:
+    """Random also where torchvision starts with 0, as in the heads of its transformers, whose answer would depend on nothing."""
+    for one in module.modules():
+        if isinstance(one, nn.Linear) and not one.weight.any():
+            nn.init.trunc_normal_(one.weight, std=0.02)
 
 
 @lru_cache(maxsize=1)

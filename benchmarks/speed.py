@@ -288,10 +288,91 @@ def speed_of_loaded(rounds: int, device: str) -> str:
     return table(["loaded model, batch 8", "eager forward", "grad-cam"], rows)
 
 
-def peak_memory(kind: str) -> float:
-    """Megabytes above the start that one call on resnet50, batch 32, needs; run in a process of its own."""
-    import threading
+TRANSFORMER, NORM = "vit_base_patch16_224", "blocks.11.norm1"
+ATTENTION = ("attention-rollout", "attention-grad", "le-grad")
 
+
+def transformer(device: str = "cpu") -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    return timm.create_model(TRANSFORMER, pretrained=False).eval().to(device)
+
+
+def to_grid(tokens: Tensor) -> Tensor:
+    """What users of the peers write by hand."""
+    return tokens[:, 1:].reshape(len(tokens), 14, 14, -1).permute(0, 3, 1, 2)
+
+
+def transformer_runs(model: nn.Module, x: Tensor) -> dict[str, Run]:
+    import pytorch_grad_cam
+    from captum.attr import LayerGradientXActivation
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    import sightline
+
+    adapter = sightline.adapt(model, layers=[NORM])
+    targets = list(range(len(x)))
+    cam = pytorch_grad_cam.GradCAM(model, [model.get_submodule(NORM)], reshape_transform=to_grid)
+    products = LayerGradientXActivation(model, model.get_submodule(NORM))
+
+    def by(method: str) -> Run:
+        return lambda: sightline.attribute(x, adapter, method=method, target=targets)
+
+    return {
+        "forward": forward(model, x),
+        "grad-cam": by("grad-cam"),
+        "grad-cam, pytorch-grad-cam": lambda: cam(x, [ClassifierOutputTarget(one) for one in targets]),
+        "hires-cam": by("hires-cam"),
+        "hires-cam, captum (gradient x activation)": lambda: to_grid(products.attribute(x, target=targets)).sum(1),
+        **{name: by(name) for name in ATTENTION},
+    }
+
+
+def legrad_runs(x: Tensor, device: str) -> dict[str, Run]:
+    """torch-cam's LeGrad knows torchvision's transformer alone."""
+    from torchcam.methods import LeGrad
+
+    import sightline
+
+    model = build("vit_b_16", device)
+    nn.init.normal_(model.heads.head.weight, std=0.02)
+    adapter = sightline.adapt(model, layers=["encoder.layers.encoder_layer_11.ln_1"])
+    targets = list(range(len(x)))
+
+    def torchcam() -> object:
+        with LeGrad(model, list(model.encoder.layers)) as extractor:
+            return extractor(targets, model(x))
+
+    def by(method: str) -> Run:
+        return lambda: sightline.attribute(x, adapter, method=method, target=targets)
+
+    return {
+        "forward": forward(model, x),
+        "grad-cam": by("grad-cam"),
+        **{name: by(name) for name in ATTENTION},
+        "le-grad, torchcam": torchcam,
+    }
+
+
+def speed_of_transformers(rounds: int, device: str) -> str:
+    x = torch.rand(8, 3, 224, 224, device=device)
+    rows = []
+    for of, runs in (("timm", transformer_runs(transformer(device), x)), ("torchvision", legrad_runs(x, device))):
+        found = ratios(runs, rounds, device == "cuda")
+        for name in list(runs)[1:]:
+            rows.append([of, name, shown(found[name]), f"{found[name][3] * 1000:.0f} ms"])
+            print(rows[-1], flush=True)
+        rows.append([of, "forward alone", "1", f"{found['forward'][3] * 1000:.0f} ms"])
+    return table(["ViT-B/16, batch 8", "method", "of a forward", "time"], rows)
+
+
+def peak_memory(kind: str) -> float:
+    """Megabytes above the start that one call needs; run in a process of its own."""
+    if kind.startswith("vit "):
+        model, x = transformer(), torch.rand(8, 3, 224, 224)
+        run = transformer_runs(model, x)[kind.removeprefix("vit ")]
+        return _peak(lambda: forward(model, x[:1])(), run)
     model, x = build("resnet50"), torch.rand(32, 3, 224, 224)
     layer = MODELS["resnet50"]
     makers: dict[str, Callable[[], Run]] = {
@@ -301,8 +382,13 @@ def peak_memory(kind: str) -> float:
         "captum": lambda: captum_run(model, x, layer),
         "pytorch-grad-cam": lambda: pgc_run(model, x, layer),
     }
-    run = makers[kind]()
-    forward(model, x[:1])()  # kernels loaded, thread pools started
+    return _peak(lambda: forward(model, x[:1])(), makers[kind]())
+
+
+def _peak(warm_up: Run, run: Run) -> float:
+    import threading
+
+    warm_up()  # kernels loaded, thread pools started
     gc.collect()
     pages = Path("/proc/self/statm")
     size = 4096 / 1e6
@@ -323,17 +409,17 @@ def peak_memory(kind: str) -> float:
     return peak - start
 
 
-def memory() -> str:
+def memory(kinds: Sequence[str], head: str) -> str:
     found = {}
-    for kind in ("forward", "sightline", "torchcam", "captum", "pytorch-grad-cam"):
+    for kind in kinds:
         out = [
             float(subprocess.run([sys.executable, __file__, "--memory", kind], check=True, capture_output=True, text=True).stdout)
             for _ in range(3)
         ]  # fmt: skip
         found[kind] = statistics.median(out)
         print(kind, out, flush=True)
-    rows = [[kind, f"{value:.0f} MB", f"{value / found['forward']:.2f}"] for kind, value in found.items()]
-    return table(["resnet50, batch 32", "peak above the start", "of the forward's"], rows)
+    rows = [[kind, f"{value:.0f} MB", f"{value / found[kinds[0]]:.2f}"] for kind, value in found.items()]
+    return table([head, "peak above the start", "of the forward's"], rows)
 
 
 def start_up() -> str:
@@ -378,6 +464,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "benchmarks.md")
     parser.add_argument("--memory")
+    parser.add_argument("--only", help="the heading of the one section to measure anew, such as 'Vision transformers'")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # the peers'
     if arguments.memory:
@@ -385,28 +472,40 @@ def main() -> None:
         return
     if not torch.cuda.is_available():
         torch.set_num_threads(2)
-    parts = [
-        "# Benchmarks\n",
-        f"Measured by `make bench` on: {machine()}.\n",
-        "Ratios to an eager `inference_mode` forward of the same model and batch, run in turn in one process: median (lowest-highest).\n",
-        "## One map each, targets given\n",
-        speed_of_one_map(arguments.models.split(","), arguments.rounds, "cpu"),
-        "## Several maps of one image\n",
-        speed_of_many(arguments.rounds, "cpu"),
-        "## Models that Sightline loads itself\n",
-        "Batch norm folded and channels-last, checked at loading to give the same logits.\n",
-        speed_of_loaded(arguments.rounds, "cpu"),
-        "## Methods that ask again\n",
-        speed_of_asking_again(arguments.rounds, "cpu"),
-        speed_of_score_cam(3, "cpu"),
-        "## Memory\n",
-        memory(),
-        "## Start\n",
-        start_up(),
-    ]
+    rounds, models = arguments.rounds, arguments.models.split(",")
+    peers = ("forward", "sightline", "torchcam", "captum", "pytorch-grad-cam")
+    vit = ("vit forward", "vit grad-cam", "vit grad-cam, pytorch-grad-cam", *(f"vit {name}" for name in ATTENTION))
+    sections: dict[str, Callable[[], str]] = {
+        "One map each, targets given": lambda: speed_of_one_map(models, rounds, "cpu"),
+        "Several maps of one image": lambda: speed_of_many(rounds, "cpu"),
+        "Models that Sightline loads itself": lambda: (
+            "Batch norm folded and channels-last, checked at loading to give the same logits.\n\n"
+            + speed_of_loaded(rounds, "cpu")
+        ),
+        "Methods that ask again": lambda: speed_of_asking_again(rounds, "cpu") + "\n" + speed_of_score_cam(3, "cpu"),
+        "Vision transformers": lambda: (
+            speed_of_transformers(rounds, "cpu") + "\n" + memory(vit, "timm's ViT-B/16, batch 8")
+        ),
+        "Memory": lambda: memory(peers, "resnet50, batch 32"),
+        "Start": start_up,
+    }
     if torch.cuda.is_available():
-        parts += ["## CUDA\n", speed_of_one_map(arguments.models.split(","), 20, "cuda"), speed_of_many(20, "cuda")]
-    arguments.output.write_text("\n".join(parts), encoding="utf-8")
+        sections["CUDA"] = lambda: "\n".join(
+            [speed_of_one_map(models, 20, "cuda"), speed_of_many(20, "cuda"), speed_of_transformers(20, "cuda")]
+        )
+    head = (
+        f"# Benchmarks\n\nMeasured by `make bench` on: {machine()}.\n\nRatios to an eager `inference_mode` forward of the same model and "
+        "batch, run in turn in one process: median (lowest-highest).\n"
+    )
+    if arguments.only is None:
+        found = {name: section() for name, section in sections.items()}
+    else:
+        head, *old = arguments.output.read_text(encoding="utf-8").split("\n## ")
+        found = {name: text.strip("\n") + "\n" for name, _, text in (one.partition("\n") for one in old)}
+        found[arguments.only] = sections[arguments.only]()
+    order = [name for name in sections if name in found]
+    text = "\n".join([head.strip("\n") + "\n", *(f"## {name}\n\n{found[name]}" for name in order)])
+    arguments.output.write_text(text, encoding="utf-8")
     print(f"written: {arguments.output}")
 
 

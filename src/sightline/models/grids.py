@@ -22,7 +22,7 @@ _PLACES = (
     (0.16, 0.62), (0.35, 0.44), (0.53, 0.87), (0.70, 0.24), (0.86, 0.49), (0.03, 0.97),
 )  # fmt: skip
 # How likely, at most, a layout may fit by chance.
-_CHANCE = 1e-3
+_CHANCE = 1e-5
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ _MAPS = (
 _TRIES = 8
 Logits = Callable[[Any], Any]
 NOT_ALL = "not all that reaches the output goes through it"
-# What running has shown about the layers of a model, by (layer, size of the input, size that the user named).
-_Known = dict[tuple[str, tuple[int, ...], tuple[int, int] | None], Layout | None]
+# What running has shown about the layers of a model, by (layer, size of the input, size that the user named). That a layer
+# has no grid is not kept: other weights may show one.
+_Known = dict[tuple[str, tuple[int, ...], tuple[int, int] | None], Layout]
 _LAYOUTS: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
@@ -187,7 +188,7 @@ def layout(
     doubt = _mixes(model) and (len(readings) > 1 or square) and not isinstance(module, _MAPS)
     if readings and readings[0].kind == "maps" and not doubt:
         return readings[0]
-    if (key in known and one is None) or (len(shape) != 3 and not readings):
+    if len(shape) != 3 and not readings:
         return None
     events = [event for event in _run(model, x[:1], logits, size) if event.module is module]
     found = [event.layout for event in _placed(model, x[:1], events, logits, size) if event.layout]
@@ -272,7 +273,7 @@ def _placed(
     asked = {name: readings for name, readings in open_ones.items() if (name, at, size) not in known}
     if asked:
         found = measure(model, x, asked, logits)
-        known.update({(name, at, size): found.get(name) for name in asked})
+        known.update({(name, at, size): one for name, one in found.items()})
     placed = []
     for event in events:
         one = known.get((event.name, at, size)) if event.name in open_ones else event.layout

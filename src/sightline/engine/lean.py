@@ -22,10 +22,19 @@ def lean(stand_in: nn.Module) -> nn.Module:
 
 
 def _linear(module: nn.Linear, given: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and given.requires_grad and given.dim() > 2:
-        found: Tensor = _Rows.apply(given, module.weight, module.bias)
-        return found
-    return F.linear(given, module.weight, module.bias)
+    weight, bias = module.weight, module.bias
+    if not torch.is_grad_enabled() or not given.requires_grad or given.dim() < 3:
+        return F.linear(given, weight, bias)
+    # Weights that were computed have a gradient to pass on; autocast and functorch have ways of their own.
+    made = any(one is not None and one.grad_fn is not None for one in (weight, bias))
+    if made or given.dtype != weight.dtype or torch.is_autocast_enabled(given.device.type) or _is_functorch(given):
+        return F.linear(given, weight, bias)
+    found: Tensor = _Rows.apply(given, weight, bias)
+    return found
+
+
+def _is_functorch(given: Tensor) -> bool:
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(given))
 
 
 class _Rows(torch.autograd.Function):
@@ -38,7 +47,8 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
         (gradient,) = gradients
-        if gradient.device.type != "cpu":  # to count there would make the device wait
+        if gradient.device.type != "cpu" or torch.is_grad_enabled():
+            # Elsewhere counting would make the device wait; and a row of 0 may have a derivative itself.
             return gradient @ weight, None, None
         flat = gradient.reshape(-1, gradient.shape[-1])
         rows = flat.detach().any(dim=1).nonzero()[:, 0]

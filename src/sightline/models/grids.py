@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from math import comb
 from typing import Any, Literal
 
 import torch
@@ -16,13 +15,18 @@ from sightline.models.twin import isolated, twin
 
 # Tokens that are no places: class, distillation, registers, prompts.
 _MOST_EXTRA = 64
-# Where the picture is changed, as shares of height and width: spread, and not symmetric.
+# Above so many values all pictures are not run in one batch.
+_LARGE = 4_000_000
+# Where the picture is changed, as shares of height and width: spread over it, in no order, and in every quarter of a cell.
 _PLACES = (
     (0.08, 0.31), (0.27, 0.81), (0.45, 0.07), (0.61, 0.56), (0.79, 0.93), (0.93, 0.18),
     (0.16, 0.62), (0.35, 0.44), (0.53, 0.87), (0.70, 0.24), (0.86, 0.49), (0.03, 0.97),
 )  # fmt: skip
-# How likely, at most, a layout may fit by chance.
-_CHANCE = 1e-5
+_QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+# So many must lie where a layout says; of a grid of few cells, all.
+_ENOUGH, _FEW = 10, 9
+# A convolution with padding looks half a cell aside.
+_ASIDE = ((0.0, 0.0), (0.5, 0.5), (-0.5, -0.5), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5), (0.5, -0.5), (-0.5, 0.5))
 
 
 @dataclass(frozen=True)
@@ -172,17 +176,9 @@ def measure(
     """
     sizes = [one.size for each in found.values() for one in each if one.kind != "maps"]
     finest = max(sizes or [(14, 14)], key=lambda size: size[0] * size[1])
-    height, width = x.shape[2:]
-    boxes = [_box(at, finest, (height, width)) for at in _PLACES]
-    generator = torch.Generator().manual_seed(0)
-    strength = float(x.abs().mean()) or 1.0
-    picture = torch.randn(1, *x.shape[1:], generator=generator) * strength
-    pictures = picture.repeat(len(boxes) + 1, 1, 1, 1)
-    for index, (top, bottom, left, right) in enumerate(boxes, 1):
-        # Other noise, so that means over the whole picture stay as they are.
-        part = torch.randn(x.shape[1], bottom - top, right - left, generator=generator) * 3 * strength
-        pictures[index, :, top:bottom, left:right] = part
-    images = pictures.to(x)
+    height, width = x.shape[2], x.shape[3]
+    boxes = [_box(at, _QUARTERS[index % 4], finest, (height, width)) for index, at in enumerate(_PLACES)]
+    images = _altered(x[:1], boxes)
     plain: dict[str, Tensor] = {}
     moved: dict[tuple[str, str], list[Tensor]] = {}
 
@@ -213,32 +209,51 @@ def measure(
 
     stand_in = twin(model, {name: compare(name) for name in found})
     with isolated(x), torch.no_grad():
-        try:
-            logits(stand_in(images.clone()))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # a model that takes no more than one image
+        for size in (len(images), 1) if images.numel() <= _LARGE else (1,):
             moved.clear()
-            for index in range(len(images)):
-                logits(stand_in(images[index : index + 1].clone()))
+            try:
+                for start in range(0, len(images), size):
+                    logits(stand_in(images[start : start + size].clone()))
+                break
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            except Exception:
+                if size == 1:
+                    return {}  # a model that takes no made-up pictures shows nothing
     result = {}
     for name, layouts in found.items():
         kinds = [kind for kind in {one.kind for one in layouts} if moved.get((name, kind))]
         best = _fitting({kind: torch.cat(moved[name, kind]) for kind in kinds}, layouts, boxes, (height, width))
         if best is not None:
             result[name] = best
-        elif {one.kind for one in layouts} == {"maps", "channels last"}:
-            result[name] = layouts[0]  # nothing speaks for the rarer of the two
     return result
 
 
-def _box(at: tuple[float, float], grid: tuple[int, int], picture: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The pixels (top, bottom, left, right) of the cell at a share of height and width."""
+def _altered(picture: Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> Tensor:
+    """Noise within the picture's own range of values, and for each box the same with strong contrast there."""
+    finite = picture[picture.isfinite()].float()
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if high - low < 1e-6 * max(abs(low), abs(high), 1e-3):  # one colour says nothing about the range
+        low, high = low - 1, high + 1
+    generator = torch.Generator().manual_seed(0)
+    plain = low + (high - low) * (0.4 + 0.2 * torch.rand(picture.shape, generator=generator))
+    pictures = plain.repeat(len(boxes) + 1, 1, 1, 1)
+    for index, (top, bottom, left, right) in enumerate(boxes, 1):
+        part = torch.rand(picture.shape[1], bottom - top, right - left, generator=generator)
+        pictures[index, :, top:bottom, left:right] = torch.where(part < 0.5, low, high)
+    return pictures.to(picture)
+
+
+def _box(
+    at: tuple[float, float], quarter: tuple[int, int], grid: tuple[int, int], picture: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The pixels (top, bottom, left, right) of one quarter of the cell at a share of height and width."""
     edges: list[int] = []
-    for share, cells, length in zip(at, grid, picture, strict=True):
+    for share, half, cells, length in zip(at, quarter, grid, picture, strict=True):
         cell = min(int(share * cells), cells - 1)
-        start = cell * length // cells
-        edges += [start, max(start + 1, (cell + 1) * length // cells)]
+        start = (2 * cell + half) * length // (2 * cells)
+        edges += [start, max(start + 1, (2 * cell + half + 1) * length // (2 * cells))]
     return edges[0], edges[1], edges[2], edges[3]
 
 
@@ -250,67 +265,50 @@ def _fitting(
 ) -> Layout | None:
     """The layout that fits best, the first of equals, or None; `changes` (boxes, places) for each kind."""
     best, most = None, 0
-    strongest: dict[str, list[int] | None] = {}
+    strongest = {kind: _strongest(change) for kind, change in changes.items()}
     for one in layouts:
-        change = changes.get(one.kind)
-        if change is None or change.shape != (len(boxes), one.size[0] * one.size[1] + one.extra):
+        where = strongest.get(one.kind)
+        cells = one.size[0] * one.size[1]
+        if where is None or changes[one.kind].shape[1] != cells + one.extra:
             continue
-        if not change.isfinite().all():
-            return one  # NaN and infinity hide every place; they are refused later, with their stage
-        if one.kind not in strongest:
-            strongest[one.kind] = _strongest(change)
-        where = strongest[one.kind]
-        if where is None:
-            continue
-        # A convolution with padding looks half a cell aside, so that a neighbour counts where no layout fits exactly.
-        for reach in (0, 1):
-            needed = _needed(one, boxes, picture, reach)
-            for before in range(one.extra, -1, -1):
-                hits = sum(
-                    _hit(at - before, one.size, box, picture, reach) for at, box in zip(where, boxes, strict=True)
-                )
-                rank = hits * (2 - reach) if hits >= needed else 0
-                if rank > most:
-                    best, most = Layout(one.kind, one.size, before, one.extra - before), rank
-            if most == 2 * len(boxes):
-                return best
+        enough = _ENOUGH if cells > _FEW else len(boxes)
+        for aside in _ASIDE:
+            expected = [_cell(box, one.size, picture, aside) for box in boxes]
+            # How many tokens stand before the places is what most agree on.
+            before, hits = Counter(at - cell for at, cell in zip(where, expected, strict=True)).most_common(1)[0]
+            if hits >= enough and hits > most and 0 <= before <= one.extra:
+                best, most = Layout(one.kind, one.size, before, one.extra - before), hits
+        if most == len(boxes):
+            return best
     return best
 
 
 def _strongest(change: Tensor) -> list[int] | None:
-    """Where each box changes the layer most, None when one of them changes nothing."""
-    if not bool((change.amax(dim=1) > 0).all()):
+    """Where each box changes the layer most, None when one of them changes nothing, or what changes is no number."""
+    if not bool(change.isfinite().all()) or not bool((change.amax(dim=1) > 0).all()):
         return None
     # What changes whatever is changed (a class token) says nothing about the place.
     usual = change.mean(dim=0, keepdim=True)
-    return torch.where(usual > 0, change * (change / usual), 0).argmax(dim=1).tolist()
+    found: list[int] = torch.where(usual > 0, change * (change / usual), 0).argmax(dim=1).tolist()
+    return found
 
 
-def _needed(one: Layout, boxes: Sequence[tuple[int, int, int, int]], picture: tuple[int, int], reach: int) -> int:
-    """How many boxes must be hit so that this is no chance, whatever number of tokens stands before the places."""
-    count = len(boxes)
-    cells = range(one.size[0] * one.size[1])
-    share = sum(_hit(cell, one.size, box, picture, reach) for cell in cells for box in boxes) / len(cells) / count
-    tail, hits = 0.0, count + 1
-    while hits > 0:
-        tail += comb(count, hits - 1) * share ** (hits - 1) * (1 - share) ** (count - hits + 1)
-        if tail * (one.extra + 1) > _CHANCE:
-            break
-        hits -= 1
-    return hits
+def _cell(
+    box: tuple[int, int, int, int], grid: tuple[int, int], picture: tuple[int, int], aside: tuple[float, float]
+) -> int:
+    """The cell, counted row by row, in which the box's centre lies, looked at from so many cells aside."""
+    row, column = (
+        min(max(int((first + end) / 2 * cells / length + shift), 0), cells - 1)
+        for cells, length, first, end, shift in zip(grid, picture, box[::2], box[1::2], aside, strict=True)
+    )
+    return row * grid[1] + column
 
 
-@cache
-def _hit(
-    cell: int, grid: tuple[int, int], box: tuple[int, int, int, int], picture: tuple[int, int], reach: int
-) -> bool:
-    """Whether a cell, counted row by row, or one within reach of it, shares pixels with the box."""
-    if not 0 <= cell < grid[0] * grid[1]:
-        return False
-    for at, cells, length, first, end in zip(divmod(cell, grid[1]), grid, picture, box[::2], box[1::2], strict=True):
-        if not (at - reach) * length / cells < end or not (at + 1 + reach) * length / cells > first:
-            return False
-    return True
+def mixed(parts: Sequence[Tensor]) -> Tensor:
+    """One number that depends on everything in a model's output."""
+    generator = torch.Generator().manual_seed(1)
+    sums = [(one * torch.randn(one.shape, generator=generator).to(one)).float().sum() for one in parts]
+    return torch.stack(sums).sum()
 
 
 def sensitivity(
@@ -331,14 +329,17 @@ def sensitivity(
         return hook
 
     stand_in = twin(model, {name: keep(name) for name in layouts})
-    generator = torch.Generator().manual_seed(1)
     with isolated(x), torch.enable_grad():
         given = x[:1].detach().clone().requires_grad_()
         parts = [one for one in tensors_of(logits(stand_in(given.clone()))) if one.requires_grad]
         if not parts or not edges:
             return {}
-        mixed = [(one * torch.randn(one.shape, generator=generator).to(one)).sum() for one in parts]
-        found = torch.autograd.grad(torch.stack(mixed).sum(), list(edges.values()), allow_unused=True)
+        try:
+            found = torch.autograd.grad(mixed(parts), list(edges.values()), allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return {}  # no gradient can be had; the capture says why
     return {
         name: layouts[name].places(gradient).abs().sum(dim=2)[0]
         for (name, _), gradient in zip(edges.items(), found, strict=True)

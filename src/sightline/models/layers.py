@@ -192,6 +192,8 @@ def layout(
         return None
     events = [event for event in _run(model, x[:1], logits, size) if event.module is module]
     found = [event.layout for event in _placed(model, x[:1], events, logits, size) if event.layout]
+    if not found and readings and not bool(output.isfinite().all()):
+        return readings[0]  # NaN and infinity hide every place; they are refused with their stage
     return found[0] if found and found[0].fits(shape, len(x)) else None
 
 
@@ -243,7 +245,9 @@ def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | No
     returned_grid = only_grid(output)
     final = tuple(returned_grid.shape) if returned_grid is not None else None
     seen = [
-        grid for _, module, shape in returned if isinstance(module, nn.Conv2d) and (grid := grid_of(shape, x.shape))
+        (shape[2], shape[3])
+        for _, module, shape in returned
+        if isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[2] * shape[3] > 1
     ]
     # A square matrix with a row and a column for each token is attention, not a picture.
     counts = {shape[1] for _, _, shape in returned if len(shape) == 3} | {h * w for h, w in seen}
@@ -276,7 +280,7 @@ def _placed(
         known.update({(name, at, size): one for name, one in found.items()})
     placed = []
     for event in events:
-        one = known.get((event.name, at, size)) if event.name in open_ones else event.layout
+        one = known.get((event.name, at, size), event.layout) if event.name in open_ones else event.layout
         placed.append(replace(event, layout=one if one is not None and one.fits(event.shape, len(x)) else None))
     return placed
 
@@ -321,9 +325,10 @@ def _chosen(
         if sum(map(_is_norm, behind)) < 2 and not layer.reason.endswith(NOT_ALL):
             return layer
     if any(reading.kind != "maps" for event in events for reading in event.readings):
-        # Blocks and norms first: what stands inside a block is seldom what is looked for.
-        outer = [event for event in events if _is_norm(event) or any(True for _ in event.module.children())]
-        for some in (outer, events):
+        # Here no shape is trusted. Blocks and norms first: what stands inside a block is seldom what is looked for.
+        doubted = [replace(event, layout=None, certain=not event.readings) for event in events]
+        outer = [event for event in doubted if _is_norm(event) or any(True for _ in event.module.children())]
+        for some in (outer, doubted):
             found = _by_tokens(model, _placed(model, x, some, logits, size), x, logits)
             if found is not None:
                 return found
@@ -372,8 +377,8 @@ def _by_tokens(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits
     if not live:
         if found:
             raise LayerError(
-                f"what {type(model).__name__} returns does not depend on any of its layers: weights of 0 near its output do this, as "
-                "torchvision's transformers have before training; load weights, or name a layer"
+                f"what {type(model).__name__} returns does not depend on any of its layers here: weights of 0 near its output do this "
+                "(torchvision's transformers before training), a dead or saturated output, or gradient checkpointing; name a layer"
             )
         return None
     if len(live) == len(found):  # nothing but places is read, or all of them are
@@ -388,8 +393,9 @@ def _by_tokens(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits
     norms = [event for event in live if _is_norm(event)]
     blocks = [event for event in live if any(True for _ in event.module.children())]
     last = (norms or blocks or live)[-1]
-    what = "the input norm of the last attention" if last in norms else "the last layer whose places are read"
-    behind = "; what the model reads later are no longer patch tokens" if len(live) < len(found) else ""
+    behind_it = len(live) < len(found)
+    what = "the input norm of the last attention" if last in norms and behind_it else "the last layer whose places are read"
+    behind = "; what the model reads later are no longer patch tokens" if behind_it else ""
     return replace(_layer(last), chosen=True, reason=f"{what}: {_described(last)}{behind}; {NOT_ALL}")
 
 

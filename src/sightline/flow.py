@@ -26,6 +26,7 @@ from sightline.methods.registry import ONE_PASS, WHOLE, Function, Method, check_
 from sightline.models.adapter import Adapter, adapt, like_weights
 from sightline.models.layers import NOT_ALL, sweep
 from sightline.models.load import load_model
+from sightline.models.twin import submodule
 from sightline.models.view import View
 from sightline.render.panel import percent
 
@@ -151,8 +152,12 @@ def compare(
             for of_target, target in zip(captures, asked, strict=True):
                 here = [of_target[index] for index in group]
                 notes: list[str] = []
+                where: list[str] = []
                 try:
-                    maps = [_map(one, adapter, capture, target, taken, memory_mb, progress, notes) for capture in here]
+                    maps = [
+                        _map(one, adapter, capture, target, taken, memory_mb, progress, notes, where)
+                        for capture in here
+                    ]
                 except MethodError as error:
                     if len(chosen) == 1:
                         raise
@@ -160,7 +165,7 @@ def compare(
                     continue
                 if one.needs in WHOLE and looked.named:
                     notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
-                found.append(_heatmap(one, looked, here, target[0], maps, notes))
+                found.append(_heatmap(one, looked, here, target[0], maps, notes, where))
     if not found:
         raise MethodError("; ".join(left_out))
     if left_out:
@@ -218,6 +223,9 @@ def attribute(
     """
     adapter = _adapter(model)
     chosen = find(method)
+    for name in _names(layer):
+        if name is not None:
+            submodule(adapter.module, name)
     if chosen.needs in WANTED and not isinstance(x, Capture):
         check_options([chosen], options or {})
         attended = attend(adapter, x, chosen.needs, lambda output: per_image(target, adapter, output, len(x)))
@@ -238,7 +246,7 @@ def attribute(
     asked = per_image(target, adapter, seen[0].output, len(seen[0].activations))
     captured = _toward([chosen], seen, asked)
     (group,) = _groups(chosen, len(seen), fuse=True)
-    maps = [_map(chosen, adapter, captured[at], asked, options or {}, memory_mb, progress, []) for at in group]
+    maps = [_map(chosen, adapter, captured[at], asked, options or {}, memory_mb, progress, [], []) for at in group]
     return _fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
 
 
@@ -346,12 +354,17 @@ def _map(
     memory_mb: float,
     progress: Progress | None,
     notes: list[str],
+    where: list[str],
 ) -> Tensor:
-    """The map before rectification (B, h, w), checked to be finite; what the method has to say comes into `notes`."""
+    """The map before rectification (B, h, w), checked to be finite.
+
+    What the method has to say comes into `notes`, and the layers it looked at, where it chose some, into `where`.
+    """
     if method.needs in WANTED:
         seen = attend(adapter, captured.input, method.needs, lambda _: asked)
         maps = run(method, seen, options)
         notes += seen.notes
+        where += seen.where
         _check_finite(method, adapter, seen, maps)
     elif method.needs in ONE_PASS:
         maps = run(method, captured, options)
@@ -395,7 +408,11 @@ def _names(layer: str | Sequence[str] | None) -> list[str | None]:
 def _toward(methods: Sequence[Method], seen: Sequence[Capture], asked: Sequence[Asked]) -> Sequence[Capture]:
     """The captures with what the methods need of a target: gradients, the scores alone, or nothing."""
     needs = {one.needs for one in methods}
-    return seen if needs == {"activations"} else toward(seen, asked, gradients="gradients" in needs)
+    # Tokens of which nothing is read are refused for every method.
+    tokens = any(one.layout is not None and one.layout.extra for one in seen)
+    if needs == {"activations"} and not tokens:
+        return seen
+    return toward(seen, asked, gradients="gradients" in needs)
 
 
 def _groups(method: Method, layers: int, fuse: bool) -> list[list[int]]:
@@ -431,6 +448,7 @@ def _heatmap(
     asked: Asked,
     maps: Sequence[Tensor],
     notes: Sequence[str],
+    where: Sequence[str],
 ) -> Heatmap:
     """One image's map, of one layer or fused, with everything that a person must know about it."""
     adapter, view, captured = looked.adapter, looked.view, captures[-1]
@@ -470,8 +488,10 @@ def _heatmap(
         index=asked.index,
         score=score,
         probability=chance,
-        layer=ALL_LAYERS if whole else " + ".join(one.layer for one in captures),
-        layer_reason=f"{method.name} looks at the whole network"
+        layer=ALL_LAYERS if whole and not where else " + ".join(where or [one.layer for one in captures]),
+        layer_reason="asked for"
+        if where
+        else f"{method.name} looks at the whole network"
         if whole
         else adapter.layer_reason
         if chosen

@@ -41,15 +41,16 @@ def test_attentions_are_the_models_own(fused: bool) -> None:
     assert_close(seen.output, model(x), 1e-12)
     assert seen.layout.size == (3, 4)
     assert seen.layout.before == 2
-    assert seen.read.nonzero().flatten().tolist() == [0]
+    assert seen.read.shape == (2, 14)
+    assert seen.read.nonzero().tolist() == [[0, 0], [1, 0]]
     assert seen.gradients is None
     assert seen.scores is None
 
 
 def test_what_is_read_is_the_class_token_or_all_patches() -> None:
     read = attend(adapt(tiny_vit(pool="avg", registers=2)), pictures(), "attention").read
-    assert read.nonzero().flatten().tolist() == list(range(3, 15))
-    assert_close(read.sum()[None], torch.ones(1, dtype=torch.float64), 1e-12)
+    assert read[0].nonzero().flatten().tolist() == list(range(3, 15))
+    assert_close(read[:, 3:], torch.full((2, 12), 1 / 12, dtype=torch.float64), 1e-12)
 
 
 class Manners(nn.Module):

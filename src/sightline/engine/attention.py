@@ -7,6 +7,7 @@ put back.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +25,9 @@ from sightline.engine.lean import lean
 from sightline.engine.targets import NO_GRADIENT, Asked, score_of
 from sightline.errors import MethodError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
-from sightline.models.grids import Layout, sensitivity
+from sightline.models.grids import Layout, mixed
 from sightline.models.layers import layout
-from sightline.models.outputs import only_grid, with_grid
+from sightline.models.outputs import only_grid, tensors_of, with_grid
 from sightline.models.twin import isolated, twin
 
 # What of the score is wanted beside the probabilities: nothing, its gradient, or that of each block's own score.
@@ -43,13 +44,16 @@ class AttentionCapture:
         layers: where each attention was computed.
         probabilities: of each, (B, heads, T, T): how much token i takes from token j; rows sum to 1.
         layout: where the places lie among the T tokens.
-        read: (T,) which tokens the score reads behind the last block, as shares that sum to 1: the class token, or all patches.
+        read: (B, T) which tokens the output reads behind the last block, as shares that sum to 1: of the class token and its like
+            as much as their gradient says, the rest evenly over the patches that are read.
         input: what was fed in, (B, C, H, W).
         output: what the model returned, as `Adapter.logits` gives it.
         gradients: d score / d probabilities of each; for "block-gradients" each block's own score takes the score's place:
             what the end of the model says of the mean of that block's tokens. None where not asked for.
         scores: the target's score of each image, (B,); None where not asked for.
         finite: (stage, which images are free of NaN and infinity there (B,)).
+        notes: what the method has to say about its result is appended here.
+        where: the attentions that it looked at, when not at all of them.
     """
 
     layers: tuple[str, ...]
@@ -62,6 +66,7 @@ class AttentionCapture:
     scores: Tensor | None = None
     finite: tuple[tuple[str, Tensor], ...] = ()
     notes: list[str] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
 
     def to_grid(self, tokens: Tensor) -> Tensor:
         """The places' part of one value a token, (B, T) -> (B, h, w)."""
@@ -76,10 +81,10 @@ class _Plan:
     layers: tuple[str, ...]
     blocks: tuple[str, ...]
     layout: Layout
-    read: tuple[float, ...]
+    flat: bool
 
 
-_PLANS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], _Plan]] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[nn.Module, dict[Any, _Plan]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
@@ -103,9 +108,13 @@ def attend(
     x = x.detach()
     with isolated(x):
         plan = _plan(adapter, x)
+        if plan.flat and len(x) > 1:  # heads and images in one axis, in an order that only the model knows
+            alone = [attend(adapter, x[at : at + 1], wanted, _only(ask, at, len(x))) for at in range(len(x))]
+            return _joined(alone)
         seen = _Seen(adapter, plan, wanted, len(x))
         output = seen.run(x)
         found = tuple(seen.probabilities)
+        read = seen.read(output[-len(x) :] if wanted == "block-gradients" else output)
         gradients: tuple[Tensor, ...] | None = None
         scores = None
         if ask is not None:
@@ -129,13 +138,43 @@ def attend(
         layers=plan.layers,
         probabilities=tuple(one.detach() for one in found),
         layout=plan.layout,
-        read=torch.tensor(plan.read, dtype=x.dtype, device=x.device),
+        read=read.to(x.dtype),
         input=x,
         output=output.detach() if isinstance(output, Tensor) else output,
         gradients=gradients,
         scores=scores.detach() if scores is not None else None,
         finite=tuple(finite),
     )
+
+
+def _only(ask: Callable[[Any], Sequence[Asked]] | None, at: int, batch: int) -> Callable[[Any], Sequence[Asked]] | None:
+    """The same question about one image: its own target, where each has one."""
+    if ask is None:
+        return None
+
+    def asked(output: Any) -> Sequence[Asked]:
+        return [ask(output.expand(batch, *output.shape[1:]) if isinstance(output, Tensor) else output)[at]]
+
+    return asked
+
+
+def _joined(alone: Sequence[AttentionCapture]) -> AttentionCapture:
+    first = alone[0]
+
+    def together(name: str) -> Any:
+        parts = [getattr(one, name) for one in alone]
+        if parts[0] is None:
+            return None
+        if isinstance(parts[0], tuple):
+            return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+        return torch.cat(parts)
+
+    names = ("probabilities", "read", "input", "gradients", "scores")
+    finite = tuple(
+        (stage, torch.cat([one.finite[at][1] for one in alone])) for at, (stage, _) in enumerate(first.finite)
+    )
+    output = together("output") if isinstance(first.output, Tensor) else first.output
+    return dataclasses.replace(first, **{name: together(name) for name in names}, finite=finite, output=output)
 
 
 def _gradients(scores: Tensor, found: Sequence[Tensor], names: Sequence[str]) -> tuple[Tensor, ...]:
@@ -181,7 +220,8 @@ class InSteps(TorchFunctionMode):
         return func(*args, **given)
 
     def softmax(self, input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        found = torch.softmax(input, -1 if dim is None else dim, dtype=kwargs.get("dtype"))
+        kinds = [one for one in (*args, kwargs.get("dtype")) if isinstance(one, torch.dtype)]
+        found = torch.softmax(input, -1 if dim is None else dim, dtype=kinds[0] if kinds else None)
         last = dim in (-1, input.dim() - 1)
         square = input.dim() >= 3 and input.shape[-1] == input.shape[-2] > 1
         return self.see(found) if last and (square or (input.dim() == 4 and input.shape[-1] > 1)) else found
@@ -205,9 +245,13 @@ class InSteps(TorchFunctionMode):
             ahead = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).triu(1)
             weights = weights.masked_fill(ahead, float("-inf"))
         if attn_mask is not None:
-            masked = attn_mask.dtype == torch.bool
-            weights = weights.masked_fill(~attn_mask, float("-inf")) if masked else weights + attn_mask
-        found = self.see(weights.softmax(dim=-1))
+            is_mask = attn_mask.dtype == torch.bool
+            weights = weights.masked_fill(~attn_mask, float("-inf")) if is_mask else weights + attn_mask
+            nowhere = (weights == float("-inf")).all(dim=-1, keepdim=True)
+            weights = weights.masked_fill(nowhere, 0).softmax(dim=-1).masked_fill(nowhere, 0)
+        else:
+            weights = weights.softmax(dim=-1)
+        found = self.see(weights)
         return (F.dropout(found, dropout_p) if dropout_p else found) @ value
 
 
@@ -222,9 +266,13 @@ class _Seen:
         self.adapter, self.plan, self.wanted, self.batch = adapter, plan, wanted, batch
         self.probabilities: list[Tensor] = []
         self.means: list[Tensor] = []
+        self.last: Tensor | None = None
 
     def run(self, x: Tensor) -> Any:
-        hooks = dict.fromkeys(self.plan.blocks, self.after_block) if self.wanted == "block-gradients" else {}
+        by_block = self.wanted == "block-gradients"
+        hooks = (
+            dict.fromkeys(self.plan.blocks, self.after_block) if by_block else {self.plan.blocks[-1]: self.after_last}
+        )
         stand_in = lean(twin(self.adapter.module, hooks))
         with torch.no_grad(), InSteps(self.see):
             output = _fed(self.adapter, stand_in, x)
@@ -241,7 +289,13 @@ class _Seen:
         return output
 
     def see(self, found: Tensor) -> Tensor:
-        if found.dim() == 3:  # heads beside images
+        tokens = self.plan.layout.size[0] * self.plan.layout.size[1] + self.plan.layout.extra
+        if found.shape[-1] != tokens or found.shape[-2] != tokens:
+            raise ModelError(
+                f"an attention of {self.adapter.name} is between {found.shape[-2]} and {found.shape[-1]} tokens, and was between {tokens} when it was "
+                "looked at first: their number depends on the picture"
+            )
+        if found.dim() == 3:  # heads beside the one image
             return self.kept(found.reshape(self.batch, -1, *found.shape[1:])).flatten(0, 1)
         return self.kept(found)
 
@@ -251,6 +305,36 @@ class _Seen:
             torch.set_grad_enabled(True)  # until the end of the block, or of the run
         self.probabilities.append(found)
         return found
+
+    def after_last(self, _module: Any, _args: Any, output: Any) -> Any:
+        """What the output reads is asked of the last block's tokens; where there is no graph yet, it begins there."""
+        tokens = only_grid(output)
+        if tokens is None:
+            raise ModelError(f"a block of {self.adapter.name} returns no tokens")
+        if tokens.requires_grad and torch.is_grad_enabled():
+            self.last = tokens
+            return output
+        self.last = tokens.detach().requires_grad_()
+        torch.set_grad_enabled(True)  # until the end of the run
+        return with_grid(output, self.last.clone())
+
+    def read(self, output: Any) -> Tensor:
+        """(B, T): how much of what the output reads each token is."""
+        parts = [one for one in tensors_of(output) if one.requires_grad]
+        found = None
+        if parts and self.last is not None:
+            with torch.enable_grad():
+                (found,) = torch.autograd.grad(mixed(parts), self.last, retain_graph=True, allow_unused=True)
+        if found is None:
+            raise ModelError(f"what {self.adapter.name} returns has no gradient to the tokens of its last block")
+        places = self.plan.layout
+        felt = places.places(found).double().abs().sum(dim=2)
+        felt = torch.where(felt > 1e-3 * felt.amax(dim=1, keepdim=True), felt, 0)
+        inside = slice(places.before, felt.shape[1] - places.after)
+        which = (felt[:, inside] > 0).double()
+        even = felt[:, inside].sum(dim=1, keepdim=True) * which / which.sum(dim=1, keepdim=True).clamp(min=1)
+        shares = torch.cat([felt[:, : inside.start], even, felt[:, inside.stop :]], dim=1)
+        return shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-300)
 
     def after_block(self, _module: Any, _args: Any, output: Any) -> Any:
         """Ends the graph behind each block; behind the last, the model's end is given the mean of every block's tokens."""
@@ -263,7 +347,8 @@ class _Seen:
         if len(self.means) < len(self.plan.blocks):
             torch.set_grad_enabled(False)
             return with_grid(output, tokens.detach())
-        every = torch.cat([*(one.expand_as(tokens) for one in self.means), tokens.detach()], dim=1 - axis)
+        self.last = tokens.detach().requires_grad_()
+        every = torch.cat([*(one.expand_as(tokens) for one in self.means), self.last], dim=1 - axis)
         return with_grid(output, every)
 
 
@@ -279,8 +364,8 @@ def _fed(adapter: Adapter, stand_in: nn.Module, x: Tensor) -> Any:
 def _plan(adapter: Adapter, x: Tensor) -> _Plan:
     with _LOCK:
         known = _PLANS.setdefault(adapter.module, {})
-    key = tuple(x.shape[2:])
-    if key not in known:
+    key = (tuple(x.shape[2:]), adapter.grid)
+    if key not in known or not {name for name, _ in adapter.module.named_modules()}.issuperset(known[key].blocks):
         known[key] = _looked_at(adapter, x[:1])
     return known[key]
 
@@ -322,6 +407,7 @@ def _looked_at(adapter: Adapter, x: Tensor) -> _Plan:
     levels = [len(set(level)) == 1 for level in zip(*stacks, strict=False)]
     shared = levels.index(False) if False in levels else max(len(stacks[0]) - 2, 0)
     blocks = tuple(stack[min(shared, len(stack) - 1)] for stack in stacks)
+    _check_blocks(adapter, blocks)
     last = blocks[-1]
     form = layout(adapter.module, x, last, outputs[last], adapter.logits, adapter.grid) if last in outputs else None
     if form is None or not form.kind.startswith("tokens") or form.size[0] * form.size[1] + form.extra != tokens:
@@ -329,11 +415,26 @@ def _looked_at(adapter: Adapter, x: Tensor) -> _Plan:
             f"the attentions of {adapter.name} are between {tokens} tokens each, and no such tokens lie on a grid behind {last!r}: "
             f"they are windows, channels, or in another order. {INSTEAD}"
         )
-    felt = sensitivity(adapter.module, x, {last: form}, adapter.logits).get(last)
-    if felt is None or not felt.any():
-        raise MethodError(f"what {adapter.name} says does not depend on the tokens behind {last!r}, its last attention")
-    read = (felt > 1e-9 * felt.max()).double()
-    return _Plan(tuple(stack[-1] for stack in stacks), blocks, form, tuple((read / read.sum()).tolist()))
+    return _Plan(tuple(stack[-1] for stack in stacks), blocks, form, any(len(shape) == 3 for _, shape in runs))
+
+
+def _check_blocks(adapter: Adapter, blocks: Sequence[str]) -> None:
+    """Each block must have one attention, and each block like them, too: else the chain from block to block isn't the model's."""
+    if len(set(blocks)) < len(blocks):
+        twice = next(one for one in blocks if list(blocks).count(one) > 1)
+        raise MethodError(
+            f"{adapter.name} computes several attentions, or softmaxes of that shape, within {twice!r}; which follows which can't be told, and "
+            f"rollout, attention-grad and le-grad are defined for one a block. {INSTEAD}"
+        )
+    modules = dict(adapter.module.named_modules())
+    above = {one.rpartition(".")[0] for one in blocks}
+    kinds = {type(modules[one]) for one in blocks}
+    for name, module in modules.items():
+        if name and name.rpartition(".")[0] in above and type(module) in kinds and name not in blocks:
+            raise MethodError(
+                f"no attention is seen in {name!r}, though there is one in blocks like it: it isn't computed by torch's softmax or "
+                f"scaled_dot_product_attention over keys, or the block doesn't run. {INSTEAD}"
+            )
 
 
 def _check_shapes(name: str, runs: Sequence[tuple[tuple[str, ...], tuple[int, ...]]]) -> None:

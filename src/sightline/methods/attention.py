@@ -23,11 +23,10 @@ _HEADS = {
 
 
 def _warn(capture: AttentionCapture) -> None:
-    places = capture.read[capture.layout.before : len(capture.read) - capture.layout.after]
-    if bool(places.any()):
+    if bool(capture.to_grid(capture.read).any()):
         capture.notes.append(
-            "this model reads the mean of its patches, which reach it without being attended to: maps of attention can miss "
-            "what decides; grad-cam is the better start here"
+            "this model reads its patches, and not a class token alone: they reach the answer without being attended to, so that maps "
+            "of attention can miss what decides; grad-cam is the better start here"
         )
 
 
@@ -35,7 +34,7 @@ def _read(capture: AttentionCapture) -> Tensor:
     """What the score reads, (B, 1, T), to be multiplied with one block after the other, from the last to the first."""
     _warn(capture)
     like = at_least_single(capture.probabilities[0])
-    return capture.read.to(like).expand(len(like), 1, -1)
+    return capture.read.to(like)[:, None]
 
 
 @method(
@@ -87,11 +86,12 @@ def attention_grad(capture: AttentionCapture) -> Tensor:
     Differs: the identity that R starts from is taken off the result. For a class token that changes nothing; for a model that
     reads the mean of its patches it would put the same constant on every place.
     """
-    start = row = _read(capture)
+    start = _read(capture)
+    row = torch.zeros_like(start)  # what it starts from stays apart, for small gradients would be lost beside it
     for a, g in zip(reversed(capture.probabilities), reversed(capture.gradients or ()), strict=True):
         raised = (at_least_single(g) * at_least_single(a)).relu_().mean(dim=1)
-        row = torch.baddbmm(row, row, raised)
-    return capture.to_grid((row - start)[:, 0])
+        row = torch.baddbmm(row, start + row, raised)
+    return capture.to_grid(row[:, 0])
 
 
 @method(
@@ -136,6 +136,7 @@ def raw_attention(capture: AttentionCapture, *, block: int = -1, head: int = -1)
     if not -1 <= head < heads:
         raise MethodError(f"option head is {head}; this model has {heads}, 0 to {heads - 1}, or -1 for their mean")
     a = at_least_single(capture.probabilities[block])
+    capture.where.append(capture.layers[block])
     which = "mean of all heads" if head == -1 else f"head {head} of {heads}"
     capture.notes.append(
         f"raw attention of {capture.layers[block]}, {which}: where tokens looked, which need not have raised any score"

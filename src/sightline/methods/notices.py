@@ -34,6 +34,16 @@ def notices(
         said.append(f"{found} empty")
     elif float(raw.abs().max()) <= floor(method, raw, score):
         said.append(f"{found} nearly empty against the score")
+    lowest, highest = float(raw.min()), float(raw.max())
+    if raw.numel() > 1 and lowest > 0.8 * highest > 0:
+        said.append(
+            f"the map is nearly the same everywhere (its lowest value is {lowest / highest * 100:.0f} % of its highest): it does not tell where"
+        )
+    if (share := _moved_by_places(capture)) is not None and share < 0.05:
+        said.append(
+            f"the patch tokens of layer {capture.layer} move the score by about {share * 100:.2g} % only (to first order): what decides was in "
+            "the class token before it; attention-grad follows all blocks"
+        )
     negative, positive = float((-unrectified).relu().sum()), float(unrectified.relu().sum())
     if not method.signed and method.class_specific and negative > positive:
         share = negative / (negative + positive)
@@ -47,6 +57,16 @@ def notices(
     if is_probability and score > 0.999:
         said.append("saturated: the probability is so near 1 that its gradient vanishes; use the log-probability")
     return said
+
+
+def _moved_by_places(capture: Capture) -> float | None:
+    """By what share of the score it would change, to first order, if all places said their mean; None where that is no question."""
+    a, g = capture.activations, capture.gradients
+    if g is None or capture.scores is None or capture.layout is None or not capture.layout.extra:
+        return None
+    a, g = a.float(), g.float()
+    moved = float((g * (a - a.mean(dim=(2, 3), keepdim=True))).sum())
+    return abs(moved) / max(abs(float(capture.scores[0])), torch.finfo(torch.float32).tiny)
 
 
 def floor(method: Method, raw: Tensor, score: float) -> float:

@@ -26,7 +26,17 @@ _QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 # So many must lie where a layout says; of a grid of few cells, all.
 _ENOUGH, _FEW = 10, 9
 # A convolution with padding looks half a cell aside.
-_ASIDE = ((0.0, 0.0), (0.5, 0.5), (-0.5, -0.5), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5), (0.5, -0.5), (-0.5, 0.5))
+_ASIDE = (
+    (0.0, 0.0),
+    (0.5, 0.5),
+    (-0.5, -0.5),
+    (0.5, 0.0),
+    (0.0, 0.5),
+    (-0.5, 0.0),
+    (0.0, -0.5),
+    (0.5, -0.5),
+    (-0.5, 0.5),
+)
 
 
 @dataclass(frozen=True)

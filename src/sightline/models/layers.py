@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.errors import LayerError, ModelError
-from sightline.models.grids import Layout, grid_of, measure, possible, sensitivity
+from sightline.models.grids import Layout, measure, possible, sensitivity
 from sightline.models.outputs import only_grid, tensors_of, unwrap, with_grid
 from sightline.models.twin import isolated, submodule, twin
 
@@ -392,9 +392,13 @@ def _by_tokens(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits
             return replace(layer, chosen=True, reason=reason)
     norms = [event for event in live if _is_norm(event)]
     blocks = [event for event in live if any(True for _ in event.module.children())]
-    last = (norms or blocks or live)[-1]
     behind_it = len(live) < len(found)
-    what = "the input norm of the last attention" if last in norms and behind_it else "the last layer whose places are read"
+    last = (norms or blocks or live)[-1] if behind_it else live[-1]
+    what = (
+        "the input norm of the last attention"
+        if last in norms and behind_it
+        else "the last layer whose places are read"
+    )
     behind = "; what the model reads later are no longer patch tokens" if behind_it else ""
     return replace(_layer(last), chosen=True, reason=f"{what}: {_described(last)}{behind}; {NOT_ALL}")
 

@@ -223,10 +223,10 @@ def attribute(
     """
     adapter = _adapter(model)
     chosen = find(method)
-    for name in _names(layer):
-        if name is not None:
-            submodule(adapter.module, name)
     if chosen.needs in WANTED and not isinstance(x, Capture):
+        for name in _names(layer):
+            if name is not None:
+                submodule(adapter.module, name)
         check_options([chosen], options or {})
         attended = attend(adapter, x, chosen.needs, lambda output: per_image(target, adapter, output, len(x)))
         found = run(chosen, attended, options or {})

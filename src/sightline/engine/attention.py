@@ -413,7 +413,7 @@ def _looked_at(adapter: Adapter, x: Tensor) -> _Plan:
     if form is None or not form.kind.startswith("tokens") or form.size[0] * form.size[1] + form.extra != tokens:
         raise MethodError(
             f"the attentions of {adapter.name} are between {tokens} tokens each, and no such tokens lie on a grid behind {last!r}: "
-            f"they are windows, channels, or in another order. {INSTEAD}"
+            "they are windows, channels, or in another order. Which layers can be shown: sightline layers MODEL"
         )
     return _Plan(tuple(stack[-1] for stack in stacks), blocks, form, any(len(shape) == 3 for _, shape in runs))
 

@@ -47,9 +47,8 @@ def notices(
     negative, positive = float((-unrectified).relu().sum()), float(unrectified.relu().sum())
     if not method.signed and method.class_specific and negative > positive:
         share = negative / (negative + positive)
-        said.append(
-            f"evidence against is hidden: {share * 100:.0f} % of this map was negative and cut; hires-cam shows it"
-        )
+        shown = "; hires-cam shows it" if method.needs == "gradients" else ""
+        said.append(f"evidence against is hidden: {share * 100:.0f} % of this map was negative and cut{shown}")
     if method.name == "grad-cam" and (differ := difference(raw, hires_cam(capture)[0].relu())) > 0.05:
         said.append(
             f"grad-cam averages gradients and can mark areas that the model did not use; hires-cam lies elsewhere by {differ * 100:.0f} % here"

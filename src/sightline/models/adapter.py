@@ -98,7 +98,13 @@ def adapt(
     take = measured(preprocess) if preprocess is not None else None
     if chosen is None and take is not None:
         x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
-        chosen, reason = layer_choice.choose(module, like_weights(x[None], module), logits or unwrap, grid)
+        try:
+            chosen, reason = layer_choice.choose(module, like_weights(x[None], module), logits or unwrap, grid)
+        except ModelError as error:
+            raise ModelError(
+                f"{error}. This was a plain picture of 256 x 256 that adapt tried, which the preprocessing made {x.shape[-1]} x {x.shape[-2]}: "
+                "let it resize to what the model takes, or name layers=[...]"
+            ) from error
     return Adapter(
         name=name or type(module).__name__,
         module=module,

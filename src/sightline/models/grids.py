@@ -24,7 +24,7 @@ _PLACES = (
 )  # fmt: skip
 _QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 # So many must lie where a layout says; of a grid of few cells, all.
-_ENOUGH, _FEW = 10, 9
+_ENOUGH, _FEW = 9, 9
 # A convolution with padding looks half a cell aside.
 _ASIDE = (
     (0.0, 0.0),

@@ -332,10 +332,15 @@ def _chosen(
             found = _by_tokens(model, _placed(model, x, some, logits, size), x, logits)
             if found is not None:
                 return found
+    if layer is None and size is not None:
+        raise LayerError(
+            f"grid={size} is the grid of no layer of {type(model).__name__}: when places of the picture are changed one by one, no tokens follow "
+            "them in so many rows and columns; leave grid out to have it found"
+        )
     if layer is None:
         raise LayerError(
             f"{type(model).__name__} has no convolution that gives a grid larger than 1 x 1 at this input size, and no layer whose "
-            "tokens follow the places of the picture; name a layer yourself, give a larger input, or adapt(..., grid=(rows, columns))"
+            "tokens follow the places of the picture row by row (they are in windows, in another order, mixed or pooled); name a layer yourself, give a larger input, or adapt(..., grid=(rows, columns))"
         )
     return layer
 
@@ -389,6 +394,9 @@ def _by_tokens(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits
         if whole is not None:
             layer = _layer(whole)
             reason = f"the last layer that all that reaches the output goes through: {_described(whole)}"
+            index = next(at for at, event in enumerate(events) if event.name == whole.name)
+            if sum(bool(event.readings) and event.layout is None for event in events[index + 1 :]) > 3:
+                reason += "; the tokens of later layers follow no grid"
             return replace(layer, chosen=True, reason=reason)
     norms = [event for event in live if _is_norm(event)]
     blocks = [event for event in live if any(True for _ in event.module.children())]
@@ -399,7 +407,7 @@ def _by_tokens(model: nn.Module, events: list[_Event], x: Tensor, logits: Logits
         if last in norms and behind_it
         else "the last layer whose places are read"
     )
-    behind = "; what the model reads later are no longer patch tokens" if behind_it else ""
+    behind = "; after it no patch token is read any more, only what stands for no place" if behind_it else ""
     return replace(_layer(last), chosen=True, reason=f"{what}: {_described(last)}{behind}; {NOT_ALL}")
 
 

@@ -103,6 +103,11 @@ class TinyViT(nn.Module):
         return range(1) if self.pool == "token" else self.columns
 
 
+def pictures(batch: int = 2, size: tuple[int, int] = (24, 32), seed: int = 1) -> Tensor:
+    """Reproducible inputs of noise, in double precision."""
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def tiny_vit(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> TinyViT:
     """In evaluation mode, with weights that make attention far from uniform; global random state unchanged."""
     with torch.random.fork_rng(devices=[]):

@@ -13,17 +13,13 @@ from torch.nn import functional as F
 import sightline
 from conftest import CLASSES as TINY
 from conftest import Plain, assert_close, assert_untouched, images, seeded
-from made_transformers import CLASSES, Attention, Block, TinyViT, exposed, seen_in_timm, spread, tiny_vit
+from made_transformers import CLASSES, Attention, Block, TinyViT, exposed, pictures, seen_in_timm, spread, tiny_vit
 from sightline.engine.attention import WANTED, attend
 from sightline.engine.targets import Asked, per_image
 from sightline.errors import MethodError, ModelError, NonFiniteError, TargetError
 from sightline.models.adapter import Adapter, adapt
 
 METHODS = ["attention-rollout", "attention-grad", "le-grad", "raw-attention"]
-
-
-def pictures(batch: int = 2, size: tuple[int, int] = (24, 32), seed: int = 1) -> Tensor:
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def asking(adapter: Adapter, batch: int, target: Any = 1) -> Any:

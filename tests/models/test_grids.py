@@ -12,15 +12,10 @@ from torch import Tensor, nn
 
 import sightline
 from conftest import assert_close, assert_untouched
-from made_transformers import CLASSES, Block, TinyViT, spread, tiny_vit
+from made_transformers import CLASSES, Block, TinyViT, pictures, spread, tiny_vit
 from sightline.errors import LayerError, ModelError
 from sightline.models.grids import Layout, possible
 from sightline.models.layers import NOT_ALL, candidates, choose, sweep
-
-
-def pictures(batch: int = 2, size: tuple[int, int] = (24, 32), seed: int = 1) -> Tensor:
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 LAYOUTS = {
     "maps": (Layout("maps", (3, 4)), (2, 5, 3, 4)),

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from sightline.engine.capture import check_input, finite_images
+from sightline.engine.capture import check_input, fed, finite_images
 from sightline.engine.lean import lean
 from sightline.engine.targets import NO_GRADIENT, Asked, score_of
-from sightline.errors import MethodError, ModelError, SightlineError, TargetError
+from sightline.errors import MethodError, ModelError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.grids import Layout, mixed
 from sightline.models.layers import layout
@@ -275,7 +275,7 @@ class _Seen:
         )
         stand_in = lean(twin(self.adapter.module, hooks))
         with torch.no_grad(), InSteps(self.see):
-            output = _fed(self.adapter, stand_in, x)
+            output = fed(self.adapter, stand_in, x.clone(memory_format=self.adapter.memory_format))
         if len(self.probabilities) != len(self.plan.layers):
             raise ModelError(
                 f"{self.adapter.name} computed {len(self.probabilities)} attentions, and {len(self.plan.layers)} when it was looked at first"
@@ -352,15 +352,6 @@ class _Seen:
         return with_grid(output, every)
 
 
-def _fed(adapter: Adapter, stand_in: nn.Module, x: Tensor) -> Any:
-    try:
-        return adapter.logits(stand_in(x.clone(memory_format=adapter.memory_format)))
-    except (SightlineError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise ModelError(f"{adapter.name} fails on an input of shape {tuple(x.shape)} ({x.dtype}): {error}") from error
-
-
 def _plan(adapter: Adapter, x: Tensor) -> _Plan:
     with _LOCK:
         known = _PLANS.setdefault(adapter.module, {})
@@ -394,7 +385,7 @@ def _looked_at(adapter: Adapter, x: Tensor) -> _Plan:
     for name in names:
         stand_in.get_submodule(name).register_forward_pre_hook(lambda _module, _args, name=name: running.append(name))
     with torch.no_grad(), InSteps(see):
-        _fed(adapter, stand_in, x)
+        fed(adapter, stand_in, x.clone(memory_format=adapter.memory_format))
     if not runs:
         raise MethodError(
             f"{adapter.name} computes no attention, or none that goes through torch's softmax or "

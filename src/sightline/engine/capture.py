@@ -248,16 +248,9 @@ def _forward(
     given = x.clone(memory_format=adapter.memory_format)
     version = given._version
     written = _versions(adapter.module)
-    try:
-        with torch.set_grad_enabled(trunk_graph):
-            # With all parameters frozen, the graph has nothing but the input to begin at.
-            output = adapter.logits(stand_in(given.requires_grad_().clone() if trunk_graph else given))
-    except (SightlineError, _View, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{adapter.name} fails on an input of shape {tuple(x.shape)} ({x.dtype}, {x.device}): {error}"
-        ) from error
+    with torch.set_grad_enabled(trunk_graph):
+        # With all parameters frozen, the graph has nothing but the input to begin at.
+        output = fed(adapter, stand_in, given.requires_grad_().clone() if trunk_graph else given)
     if _versions(adapter.module) != written:
         raise ModelError(
             f"the forward of {adapter.name} reaches its modules past the stand-in, through something global, and in training "
@@ -274,6 +267,18 @@ def _forward(
             )
     given = given.detach()
     return seen, output, given if given._version == version else x.clone(memory_format=adapter.memory_format)
+
+
+def fed(adapter: Adapter, stand_in: nn.Module, given: Tensor) -> Any:
+    """What the model returns, as `Adapter.logits` gives it; its own errors become a `ModelError` that names the input."""
+    try:
+        return adapter.logits(stand_in(given))
+    except (SightlineError, _View, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{adapter.name} fails on an input of shape {tuple(given.shape)} ({given.dtype}, {given.device}): {error}"
+        ) from error
 
 
 def _versions(module: Any) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.engine.attention import AttentionCapture, InSteps, Wanted, attend
-from sightline.engine.capture import Capture, capture, check_input, joint_of, toward
+from sightline.engine.capture import Capture, capture, check_input, fed, joint_of, toward
 from sightline.engine.decompose import Parts, decompose
 from sightline.engine.targets import NO_GRADIENT, Asked, Target, TargetSpec, resolve, score_of, table
 from sightline.errors import ModelError, SightlineError, TargetError
@@ -101,12 +101,7 @@ def probe(
     in_steps: list[Capture] = []
 
     def run(model: Any, images: Tensor) -> Any:
-        try:
-            return adapter.logits(model(images.clone(memory_format=adapter.memory_format)))
-        except (SightlineError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise ModelError(f"{adapter.name} fails on an input of shape {tuple(images.shape)}: {error}") from error
+        return fed(adapter, model, images.clone(memory_format=adapter.memory_format))
 
     def scored(output: Any, count: int, target: Target | None = None) -> Tensor:
         if isinstance(output, Tensor) and len(output) != count:

@@ -177,7 +177,7 @@ def measure(
 
     Args:
         model: the module.
-        x: an input; only its first image's shape and type count.
+        x: an input; of its first image the shape, type and range of values count.
         found: for the name of each layer, what is possible.
         logits: as for `choose`.
 

@@ -15,24 +15,31 @@ _HOME = {
     "Concepts": "concept",
     "Heatmap": "heatmap",
     "Look": "flow",
+    "Measured": "metrics.registry",
     "Method": "methods.registry",
+    "Metric": "metrics.registry",
     "Probe": "engine.probe",
     "SightlineError": "errors",
+    "TrustCard": "trust",
     "View": "models.view",
     "adapt": "models.adapter",
-    "attribute": "flow",
-    "capture": "flow",
+    "attribute": "attribution",
+    "capture": "attribution",
     "combine": "methods.combine",
     "class_logit": "engine.targets",
     "compare": "flow",
     "concepts": "flow",
+    "evaluate": "evaluation",
     "explain": "flow",
     "list_methods": "methods",
+    "list_metrics": "metrics",
     "load_model": "models.load",
     "look": "flow",
     "log_probability": "engine.targets",
     "margin": "engine.targets",
+    "measure": "metrics.measure",
     "method": "methods.registry",
+    "metric": "metrics.registry",
     "probability": "engine.targets",
     "read_image": "data.images",
     "save": "heatmap",
@@ -55,6 +62,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from sightline.attribution import attribute as attribute
+    from sightline.attribution import capture as capture
     from sightline.concept import Concepts as Concepts
     from sightline.data.images import read_image as read_image
     from sightline.engine.attention import AttentionCapture as AttentionCapture
@@ -65,9 +74,8 @@ if TYPE_CHECKING:
     from sightline.engine.targets import margin as margin
     from sightline.engine.targets import probability as probability
     from sightline.errors import SightlineError as SightlineError
+    from sightline.evaluation import evaluate as evaluate
     from sightline.flow import Look as Look
-    from sightline.flow import attribute as attribute
-    from sightline.flow import capture as capture
     from sightline.flow import compare as compare
     from sightline.flow import concepts as concepts
     from sightline.flow import explain as explain
@@ -80,7 +88,13 @@ if TYPE_CHECKING:
     from sightline.methods.combine import combine as combine
     from sightline.methods.registry import Method as Method
     from sightline.methods.registry import method as method
+    from sightline.metrics import list_metrics as list_metrics
+    from sightline.metrics.measure import measure as measure
+    from sightline.metrics.registry import Measured as Measured
+    from sightline.metrics.registry import Metric as Metric
+    from sightline.metrics.registry import metric as metric
     from sightline.models.adapter import Adapter as Adapter
     from sightline.models.adapter import adapt as adapt
     from sightline.models.load import load_model as load_model
     from sightline.models.view import View as View
+    from sightline.trust import TrustCard as TrustCard

@@ -6,6 +6,8 @@ SightlineError
 |   `-- WeightsError                 a weights file that is broken, hostile or made for another model
 |-- LayerError       (LookupError)   a layer that doesn't exist, wasn't reached, or gives no grid
 |-- MethodError      (LookupError)   a method that doesn't exist, or an option it doesn't have
+|-- MetricError      (ValueError)    a metric that doesn't exist, or that can't be asked here
+|   `-- UndefinedError               a figure that has no value by its definition, such as a share of an empty map
 |-- TargetError      (ValueError)    a class or score that can't be asked for
 |-- NonFiniteError   (ArithmeticError) NaN or infinity, with the stage and layer where it first appears
 |-- OutputError      (OSError)       a result that can't be written where it was asked for
@@ -43,6 +45,14 @@ class LayerError(SightlineError, LookupError):
 
 class MethodError(SightlineError, LookupError):
     """A method doesn't exist, or doesn't have this option."""
+
+
+class MetricError(SightlineError, ValueError):
+    """A metric doesn't exist, lacks what it needs, or was given what doesn't fit together."""
+
+
+class UndefinedError(MetricError):
+    """By its definition a metric has no value here; where many are measured, such cases are counted."""
 
 
 class TargetError(SightlineError, ValueError):

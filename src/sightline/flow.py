@@ -9,12 +9,23 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from sightline.attribution import (
+    Model,
+    Origin,
+    adapter_of,
+    fused,
+    input_of,
+    layer_groups,
+    layer_names,
+    map_of,
+    rectified,
+    toward_all,
+)
 from sightline.concept import Concepts, Evoked
 from sightline.data.images import ImageMeta, Source, read_image
-from sightline.engine.attention import WANTED, AttentionCapture, attend
-from sightline.engine.capture import Capture, check_input, finite_images, of_image, toward
+from sightline.engine.capture import Capture
 from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB, Progress, probe
 from sightline.engine.targets import Asked, TargetSpec, are_independent, is_normalised, per_image, probabilities, table
@@ -22,15 +33,11 @@ from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError
 from sightline.heatmap import ALL_LAYERS, Heatmap, Prediction, share_scale
 from sightline.methods.factorise import factorise
 from sightline.methods.notices import floor, notices, same_map
-from sightline.methods.registry import ONE_PASS, WHOLE, Function, Method, check_options, find, one_pass, run
-from sightline.models.adapter import Adapter, adapt, like_weights
+from sightline.methods.registry import WHOLE, Function, Method, check_options, find, one_pass
+from sightline.models.adapter import Adapter
 from sightline.models.layers import NOT_ALL, sweep
-from sightline.models.load import load_model
-from sightline.models.twin import submodule
 from sightline.models.view import View
 from sightline.render.panel import percent
-
-Model = str | nn.Module | Adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,19 +150,19 @@ def compare(
         looked = look(image, model, layer=layer)
     adapter, seen = looked.adapter, looked.captures
     asked = [per_image(target, adapter, seen[0].output, 1) for target in targets]
-    captures = [_toward(chosen, seen, one) for one in asked]
+    captures = [toward_all(chosen, seen, one) for one in asked]
     found: list[Heatmap] = []
     left_out: list[str] = []
     for one in chosen:
         taken = {name: value for name, value in (options or {}).items() if name in one.options}
-        for group in _groups(one, len(seen), fuse):
+        for group in layer_groups(one, len(seen), fuse):
             for of_target, target in zip(captures, asked, strict=True):
                 here = [of_target[index] for index in group]
                 notes: list[str] = []
                 where: list[str] = []
                 try:
                     maps = [
-                        _map(one, adapter, capture, target, taken, memory_mb, progress, notes, where)
+                        map_of(one, adapter, capture, target, taken, memory_mb, progress, notes, where)
                         for capture in here
                     ]
                 except MethodError as error:
@@ -165,7 +172,8 @@ def compare(
                     continue
                 if one.needs in WHOLE and looked.named:
                     notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
-                found.append(_heatmap(one, looked, here, target[0], maps, notes, where))
+                origin = Origin(adapter, one, target[0], tuple(seen.layer for seen in here), taken, memory_mb)
+                found.append(_heatmap(origin, looked, here, maps, notes, where))
     if not found:
         raise MethodError("; ".join(left_out))
     if left_out:
@@ -181,73 +189,15 @@ def look(image: Source, model: Model = "bundled", *, layer: str | Sequence[str] 
         model: as in `explain`.
         layer: as in `compare`.
     """
-    adapter = _adapter(model)
+    adapter = adapter_of(model)
     photo, meta = read_image(image)
-    x, view = _input(adapter, photo)
+    x, view = input_of(adapter, photo)
     seen = run_once(
-        adapter, x, sweep(adapter.module, x, adapter.folded, logits=adapter.logits) if layer == "all" else _names(layer)
+        adapter,
+        x,
+        sweep(adapter.module, x, adapter.folded, logits=adapter.logits) if layer == "all" else layer_names(layer),
     )
     return Look(adapter, photo, meta, view, tuple(seen), _predictions(adapter, seen[0]), named=layer is not None)
-
-
-def attribute(
-    x: Tensor | Capture,
-    model: nn.Module | Adapter,
-    *,
-    method: str | Function | Method = "grad-cam",
-    target: TargetSpec | Sequence[TargetSpec] | Tensor = None,
-    layer: str | Sequence[str] | None = None,
-    options: Mapping[str, Any] | None = None,
-    memory_mb: float = MEMORY_MB,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Raw maps for a batch of ready inputs.
-
-    Args:
-        x: (B, C, H, W), on the model's device and of its type; or what `capture` returned, and then only the part of the
-            model behind the layer is run.
-        model: a module or adapter; never changed.
-        method: as in `explain`.
-        target: one for all images, or a list with exactly one an image; None is each image's predicted class.
-        layer: as in `explain`; methods that look at the whole network (full-grad, refine-cam) make one map, whichever it is.
-        options: of the method.
-        memory_mb: as in `explain`.
-        progress: as in `explain`.
-
-    Returns:
-        (B, h, w) at the layer's resolution, unscaled, on the device and in the type of x. Not negative, except for
-        signed methods.
-
-    Raises:
-        NonFiniteError: NaN or infinity somewhere; its `maps` hold the other images' maps.
-    """
-    adapter = _adapter(model)
-    chosen = find(method)
-    if chosen.needs in WANTED and not isinstance(x, Capture):
-        for name in _names(layer):
-            if name is not None:
-                submodule(adapter.module, name)
-        check_options([chosen], options or {})
-        attended = attend(adapter, x, chosen.needs, lambda output: per_image(target, adapter, output, len(x)))
-        found = run(chosen, attended, options or {})
-        _check_finite(chosen, adapter, attended, found)
-        return _rectified(chosen, found).to(x.dtype)
-    if isinstance(x, Capture):
-        if x.module is not adapter.module:
-            raise ModelError("this capture is of another model; give the one that it was made with")
-        if _names(layer) not in ([None], [x.layer]):
-            raise LayerError(
-                f"this capture is of layer {x.layer!r}, not of {layer!r}; capture that one, or leave layer out"
-            )
-        seen = [x]
-    else:
-        check_input(x)
-        seen = run_once(adapter, x, _names(layer))
-    asked = per_image(target, adapter, seen[0].output, len(seen[0].activations))
-    captured = _toward([chosen], seen, asked)
-    (group,) = _groups(chosen, len(seen), fuse=True)
-    maps = [_map(chosen, adapter, captured[at], asked, options or {}, memory_mb, progress, [], []) for at in group]
-    return _fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
 
 
 def concepts(
@@ -304,34 +254,6 @@ def concepts(
     )
 
 
-def capture(x: Tensor, model: nn.Module | Adapter, *, layer: str | None = None) -> Capture:
-    """One pass, kept open: `attribute` then asks it for any class, margin or method at the price of the head alone.
-
-    Args:
-        x: (B, C, H, W).
-        model: a module or adapter; never changed.
-        layer: as in `explain`.
-    """
-    check_input(x)
-    return run_once(_adapter(model), x, [layer])[0]
-
-
-def _adapter(model: Model) -> Adapter:
-    if isinstance(model, Adapter):
-        return model
-    return load_model(model) if isinstance(model, str) else adapt(model)
-
-
-def _input(adapter: Adapter, photo: Any) -> tuple[Tensor, View]:
-    if adapter.preprocess is None:
-        raise ModelError(
-            f"{adapter.name} comes without preprocessing, so that no photograph can be fed to it: "
-            "sightline.adapt(module, preprocess=function), or sightline.attribute for ready tensors"
-        )
-    x, view = adapter.preprocess(photo)
-    return like_weights(x[None], adapter.module), view
-
-
 def _predictions(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Prediction, ...]:
     try:
         shares = probabilities(seen.output)[0]
@@ -345,114 +267,18 @@ def _predictions(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Pred
     return tuple(Prediction(index, adapter.label(index), float(shares[index])) for index in best)
 
 
-def _map(
-    method: Method,
-    adapter: Adapter,
-    captured: Capture,
-    asked: Sequence[Asked],
-    options: Mapping[str, Any],
-    memory_mb: float,
-    progress: Progress | None,
-    notes: list[str],
-    where: list[str],
-) -> Tensor:
-    """The map before rectification (B, h, w), checked to be finite.
-
-    What the method has to say comes into `notes`, and the layers it looked at, where it chose some, into `where`.
-    """
-    if method.needs in WANTED:
-        seen = attend(adapter, captured.input, method.needs, lambda _: asked)
-        maps = run(method, seen, options)
-        notes += seen.notes
-        where += seen.where
-        _check_finite(method, adapter, seen, maps)
-    elif method.needs in ONE_PASS:
-        maps = run(method, captured, options)
-    else:
-        parts = []
-        for image, target in enumerate(asked):
-            alone = of_image(captured, image)
-            ask = probe(adapter, alone, target, memory_mb=memory_mb, progress=progress)
-            parts.append(run(method, alone, options, ask))
-            notes += ask.notes
-        maps = torch.cat(parts)
-    _check_finite(method, adapter, captured, maps)
-    return maps
-
-
-def _fused(method: Method, captures: Sequence[Capture], maps: Sequence[Tensor]) -> Tensor:
-    """The rectified map, or one made of those of several layers."""
-    if len(maps) == 1:
-        return _rectified(method, maps[0])
-    # The finest first; those of one grid in the order in which they ran.
-    order = sorted(range(len(maps)), key=lambda at: (-maps[at].shape[1] * maps[at].shape[2], captures[at].place))
-    return method.fuse([_rectified(method, maps[at]) for at in order])
-
-
-def _rectified(method: Method, maps: Tensor) -> Tensor:
-    return maps if method.signed else maps.relu()
-
-
-def _names(layer: str | Sequence[str] | None) -> list[str | None]:
-    if isinstance(layer, str | None):
-        return [layer]
-    if not isinstance(layer, list | tuple) or not all(isinstance(one, str) for one in layer):
-        raise LayerError(f"layer is {layer!r}; expected a name or a list of names: sightline layers MODEL")
-    if not layer:
-        raise LayerError("layer is an empty list; name one, or leave it out")
-    if "all" in layer and len(layer) > 1:
-        raise LayerError("'all' stands for every layer and takes no other beside it")
-    return list(layer)
-
-
-def _toward(methods: Sequence[Method], seen: Sequence[Capture], asked: Sequence[Asked]) -> Sequence[Capture]:
-    """The captures with what the methods need of a target: gradients, the scores alone, or nothing."""
-    needs = {one.needs for one in methods}
-    # Tokens of which nothing is read are refused for every method.
-    tokens = any(one.layout is not None and one.layout.extra for one in seen)
-    if needs == {"activations"} and not tokens:
-        return seen
-    return toward(seen, asked, gradients="gradients" in needs)
-
-
-def _groups(method: Method, layers: int, fuse: bool) -> list[list[int]]:
-    """The layers that one map is made of, for each map."""
-    if method.needs in WHOLE:
-        return [[0]]  # looks at the whole network, whichever layer it starts from
-    return [list(range(layers))] if fuse else [[index] for index in range(layers)]
-
-
-def _check_finite(method: Method, adapter: Adapter, captured: Capture | AttentionCapture, maps: Tensor) -> None:
-    stages = [*captured.finite, (f"the map of {method.name}", finite_images(maps))]
-    good = torch.stack([free for _, free in stages]).all(dim=0)
-    if bool(good.all()):
-        return
-    name = next(name for name, free in stages if not free.all())
-    bad = tuple(int(image) for image in (~good).nonzero()[:, 0])
-    weights = [
-        key for key, one in adapter.module.state_dict().items() if one.is_floating_point() and not one.isfinite().all()
-    ]
-    reason = f"; the weights themselves hold them, first in {weights[0]!r}" if weights else ""
-    where = (
-        f" for image{'s' if len(bad) > 1 else ''} {', '.join(map(str, bad))} of {len(good)}" if len(good) > 1 else ""
-    )
-    rest = "" if len(bad) == len(good) else "; the other maps are in this error's .maps"
-    kept = _rectified(method, maps).masked_fill(~good[:, None, None], float("nan"))
-    raise NonFiniteError(f"NaN or infinity in {name}{where}{reason}{rest}", bad, kept.to(captured.input.dtype))
-
-
 def _heatmap(
-    method: Method,
+    origin: Origin,
     looked: Look,
     captures: Sequence[Capture],
-    asked: Asked,
     maps: Sequence[Tensor],
     notes: Sequence[str],
     where: Sequence[str],
 ) -> Heatmap:
     """One image's map, of one layer or fused, with everything that a person must know about it."""
     adapter, view, captured = looked.adapter, looked.view, captures[-1]
-    raw = _fused(method, captures, maps)[0].detach().float().cpu()
+    method, asked = origin.method, origin.target
+    raw = fused(method, captures, maps)[0].detach().float().cpu()
     signed = maps[0][0].detach().float().cpu() if len(maps) == 1 else raw
     score = float(captured.scores[0]) if captured.scores is not None else None
     chance = None
@@ -460,7 +286,7 @@ def _heatmap(
         chance = float(probabilities(captured.output)[0, asked.index])
     emptiness, about = [], []
     for one, found in zip(captures, maps, strict=True):
-        own = _rectified(method, found)[0].detach().float()
+        own = rectified(method, found)[0].detach().float()
         highest = float(own.abs().max())
         emptiness.append(floor(method, own, score or 0.0) / highest if highest > 0 else 1.0)
         is_probability = getattr(asked.score, "is_probability", False)
@@ -500,6 +326,7 @@ def _heatmap(
         model=adapter.name,
         provenance=adapter.provenance,
         warnings=(*adapter.notes, *said, *looked.meta["notes"]),
+        origin=origin,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +13,20 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+from torch import Tensor
 
+from sightline.attribution import Origin, input_of
 from sightline.bundle import png, unicode_text, whole_folder, write_manifest
-from sightline.errors import OutputError
+from sightline.engine.probe import Progress
+from sightline.errors import ModelError, OutputError
+from sightline.metrics.case import case
+from sightline.metrics.measure import Settings, asked_again, check_metrics, run_metrics
+from sightline.metrics.registry import Measured
 from sightline.models.view import View
 from sightline.render.overlay import Values, hatch, heat, overlay
 from sightline.render.panel import Key, Tile, fitted, percent, sheet
 from sightline.render.viewer import Pane, fragment, shrunk, viewer_data
+from sightline.trust import TrustCard, check
 
 SCHEMA = "sightline.bundle/1"
 # The layer of methods that look at the whole network.
@@ -53,6 +61,7 @@ class Heatmap:
         predictions: what the model says, most probable first.
         model: its name; `provenance` where its weights and preprocessing come from.
         warnings: what limits this map, in sentences.
+        origin: how it came about, so that `trust` and `measure` can ask the model again; not kept by pickle.
     """
 
     raw: Values
@@ -74,6 +83,10 @@ class Heatmap:
     model: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    origin: Origin | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "origin": None}  # a model and its functions are not for a file of results
 
     @cached_property
     def values(self) -> Values:
@@ -127,6 +140,52 @@ class Heatmap:
         """Method, layer, grid and model, in one line."""
         grid = f"{self.raw.shape[0]}x{self.raw.shape[1]} grid, upsampled"
         return f"{self.method} at {self.where()} ({grid}), model {self.model}, highest raw value {self.evidence:.3g}"
+
+    def trust(self, *, full: bool = False, seed: int = 0, progress: Progress | None = None) -> TrustCard:
+        """How far to believe this map: deletion and insertion beside maps that know nothing, other methods, other classes, random weights.
+
+        Args:
+            full: every check at the papers' resolution, thousands of forwards; about 60 without.
+            seed: of all that is random.
+            progress: called with (done, about how many) pictures shown to the model.
+
+        Raises:
+            ModelError: the map has no model to ask, as after unpickling.
+        """
+        origin, x = self._asked_again()
+        raw, signed = self.raw.astype(np.float64), self.signed_raw.astype(np.float64)
+        card = check(origin, x, raw, signed, full=full, seed=seed, progress=progress)
+        return dataclasses.replace(
+            card, warnings=self.warnings, title=self.title(), caption=self.caption(), overlay=_tile(self, "heat", None)
+        )
+
+    def measure(
+        self, metrics: Sequence[str], *, mask: np.ndarray[Any, Any] | None = None, settings: Settings | None = None
+    ) -> dict[str, Measured]:
+        """Any metrics of this map (`sightline metrics`).
+
+        Args:
+            metrics: names.
+            mask: (H, W) of the photograph, true where the object is, for metrics of place.
+            settings: options of the metrics, such as {"deletion": {"step": 448}}.
+
+        Raises:
+            MetricError: no such metric or option, or a mask of another size.
+        """
+        chosen = check_metrics(metrics, settings or {})
+        about, explain = asked_again(*self._asked_again())
+        placed = None
+        if mask is not None:
+            mask = np.asarray(mask) > 0
+            placed = self.values.astype(np.float64)
+        raw, signed = self.raw.astype(np.float64), self.signed_raw.astype(np.float64)
+        one = case(raw, about, raw=signed, explain=explain, placed=placed, mask=mask)
+        return run_metrics(chosen, one, settings or {})
+
+    def _asked_again(self) -> tuple[Origin, Tensor]:
+        if self.origin is None:
+            raise ModelError("this map no longer knows its model (it was stored); explain the picture again")
+        return self.origin, input_of(self.origin.adapter, self.photo)[0]
 
     def save(
         self, folder: str | os.PathLike[str], *, style: str = "heat", colormap: str | None = None, force: bool = False
@@ -263,15 +322,18 @@ def save(
     colormap: str | None = None,
     force: bool = False,
     same_scale: bool = True,
+    cards: Sequence[TrustCard] = (),
 ) -> Path:
     """Writes the maps of ONE photograph into a new folder: an overlay and a raw map each, one panel, the manifest last.
 
-    The folder appears complete or not at all.
+    With `cards`, one a map, also trust.png and trust.json. The folder appears complete or not at all.
     """
     folder = Path(folder)
     shown = share_scale(heatmaps) if same_scale else list(heatmaps)
     if not shown:
         raise OutputError("there is no map to save")
+    if cards and len(cards) != len(shown):
+        raise OutputError(f"{len(cards)} trust cards for {len(shown)} maps; give one each, or none")
     with whole_folder(folder, force) as place:
         records = []
         for number, one in enumerate(shown, 1):
@@ -280,7 +342,11 @@ def save(
             about.add_itxt("Description", unicode_text(f"{one.title()}: {one.caption()}"))
             one.overlay(style, colormap=colormap).save(place / files["overlay"], pnginfo=about, compress_level=2)
             np.save(place / files["map"], one.raw, allow_pickle=False)
-            records.append(one.record(files))
+            if cards:
+                cards[number - 1].panel().save(place / files["trust"])
+                text = json.dumps(cards[number - 1].record(), indent=1, ensure_ascii=False, allow_nan=False)
+                (place / files["trust"]).with_suffix(".json").write_text(unicode_text(text), encoding="utf-8")
+            records.append(one.record({kind: name for kind, name in files.items() if kind != "trust" or cards}))
         panel = (
             shown[0].panel(style, colormap=colormap)
             if len(shown) == 1
@@ -292,9 +358,14 @@ def save(
 
 
 def file_names(number: int, count: int) -> dict[str, str]:
-    """The files of one map of a bundle: overlay.png and map.npy, numbered when there are several; the panel is shared."""
+    """The files of one map of a bundle, numbered when there are several; the panel is shared, trust.png there only if asked for."""
     suffix = f"-{number}" if count > 1 else ""
-    return {"overlay": f"overlay{suffix}.png", "panel": "panel.png", "map": f"map{suffix}.npy"}
+    return {
+        "overlay": f"overlay{suffix}.png",
+        "panel": "panel.png",
+        "map": f"map{suffix}.npy",
+        "trust": f"trust{suffix}.png",
+    }
 
 
 def manifest(heatmaps: Sequence[Heatmap], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,9 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,76 +19,16 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import Result, Run, finish, start, wait_for
 from sightline import list_methods
-from sightline.cli import main
 from sightline.cli.bundles import find_images, name_folders
 from sightline.cli.doctor import DEMO
 from sightline.cli.output import plain
 from sightline.engine.attention import WANTED
 from sightline.models import load as loading
-from sightline.models.adapter import Adapter
 
 FILES = {"overlay.png", "panel.png", "map.npy", "manifest.json"}
-SIGHTLINE = [sys.executable, "-c", "from sightline.cli import main; main()"]
 SMALL = "timm:mobilenetv3_small_050"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """Its JSON Lines."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def bundled() -> Adapter:
-    return loading.load_model()
-
-
-@pytest.fixture
-def cli(bundled: Adapter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs `sightline ...` in this process, in an empty folder, with the bundled model loaded already."""
-    real = loading.load_model
-
-    def quick(model: Any = "bundled", **options: Any) -> Adapter:
-        return bundled if model == "bundled" and not any(options.values()) else real(model, **options)
-
-    monkeypatch.setattr(loading, "load_model", quick)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["sightline", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        shown = capsys.readouterr()
-        return Result(end.value.code if isinstance(end.value.code, int) else int(bool(end.value.code)), *shown)
-
-    return run
-
-
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """A real process of its own."""
-    environment = {**os.environ, "PYTHONWARNINGS": "error", **options.pop("env", {})}
-    return subprocess.Popen(
-        [*SIGHTLINE, *map(str, arguments)], env=environment, text=True,
-        stdout=options.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str]) -> Result:
-    out, err = process.communicate(timeout=120)
-    return Result(process.returncode, out or "", err)
 
 
 @pytest.fixture(scope="session")
@@ -646,14 +584,6 @@ def test_plain_text_commands_no_terminal(text: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- interruptions
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -82,6 +82,7 @@ def test_a_map_has_the_layers_shape_and_is_finite_and_plain(method: str, name: s
     assert found.any()
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_map_is_never_negative_unless_its_method_is_signed(method: str) -> None:
     maps = [
@@ -173,6 +174,7 @@ def test_a_class_that_does_not_exist_is_refused(method: str, target: Any) -> Non
 # -------------------------------------------------------------------------------------------------------------- values
 
 
+@pytest.mark.proves(param="method", says="equals its slow float64 oracle on activations of every kind")
 @pytest.mark.parametrize(
     "kind", ["rectified", "signed", "sparse", "with a dead channel", "all negative", "far below zero", "one spike"]
 )
@@ -186,6 +188,9 @@ def test_a_map_is_the_oracles(method: str, kind: str) -> None:
     assert float((found - wanted).abs().max()) <= 1e-10
 
 
+@pytest.mark.proves(
+    param="method", says="equals its slow float64 oracle in networks whose gradients vary from cell to cell"
+)
 @pytest.mark.parametrize("name", ["plain", "dense", "regularised", "flat", "grey", "spectral"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_map_is_the_oracles_on_gradients_that_vary(method: str, name: str) -> None:
@@ -201,6 +206,7 @@ def test_a_map_is_the_oracles_on_gradients_that_vary(method: str, name: str) -> 
     assert float((found - wanted).abs().max()) <= 1e-10
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("method", METHODS)
 def test_a_dead_channel_says_nothing(method: str, seed: int) -> None:
@@ -287,6 +293,7 @@ def test_an_empty_map_is_flagged(method: str) -> None:
     assert any("no evidence" in warning for warning in found.warnings)
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", METHODS)
 def test_calling_twice_gives_the_same_bits(method: str) -> None:
     model, x = seeded(MODELS["residual"]), images(2)
@@ -303,6 +310,7 @@ def test_every_option_is_taken_and_an_unknown_one_is_refused_with_the_known_ones
         sightline.attribute(x, model, method=method, layer="relu2", target=1, options={"colour": 1})
 
 
+@pytest.mark.proves("grad-cam++")
 def test_normalised_grad_cam_plus_plus_is_the_oracles() -> None:
     model, a = _echo(), _activations("signed")
     found = sightline.attribute(a, model, method="grad-cam++", layer="echo", target=2, options={"normalise": True})

@@ -134,6 +134,7 @@ def test_the_same_as_timm_says_itself(wanted: str) -> None:
     assert all(block.attn.fused_attn for block in model.blocks)
 
 
+@pytest.mark.proves("attention-rollout")
 def test_rows_of_rollout_sum_to_one() -> None:
     """Over all tokens; the map leaves out those that are no places, so that here there are none."""
     model = tiny_vit(class_token=False, pool="avg")
@@ -141,6 +142,7 @@ def test_rows_of_rollout_sum_to_one() -> None:
     assert_close(found.sum(dim=(1, 2)), torch.ones(2, dtype=torch.float64), 1e-12)
 
 
+@pytest.mark.proves("attention-rollout", "attention-grad", "raw-attention", says="attention to oneself moves nothing")
 def test_one_block_of_attention_to_oneself_moves_nothing() -> None:
     class Self(Attention):
         def forward(self, x: Tensor) -> Tensor:
@@ -157,6 +159,12 @@ def test_one_block_of_attention_to_oneself_moves_nothing() -> None:
         assert not sightline.attribute(pictures(), model, method=method, target=1).any()
 
 
+@pytest.mark.proves(
+    "attention-rollout",
+    "attention-grad",
+    "raw-attention",
+    says="where the class token attends to one patch, the map is on that patch",
+)
 @pytest.mark.parametrize("place", [0, 6, 11])
 def test_where_the_class_token_attends_to_one_patch_every_map_is_on_that_patch(place: int) -> None:
     class To(Attention):
@@ -198,6 +206,7 @@ def test_rollouts_options_change_it_as_they_say() -> None:
     assert int((only > 1e-12).sum()) < int((plain > 1e-12).sum())
 
 
+@pytest.mark.proves("raw-attention")
 def test_raw_attention_is_one_row_of_one_head() -> None:
     model, x = tiny_vit(), pictures()
     _, attentions, _ = exposed(model, x)
@@ -285,6 +294,7 @@ def test_other_threads_keep_their_fused_attention() -> None:
     assert not wrong
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_the_callers_mode_does_not_matter(method: str, mode: Any) -> None:

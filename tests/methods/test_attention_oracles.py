@@ -76,6 +76,7 @@ def noise(like: list[Any], seed: int = 1) -> list[Any]:
 # ------------------------------------------------------------------------------------------------- against the oracles
 
 
+@pytest.mark.proves(param="method", says="equals its slow float64 oracle in a batch of mixed targets")
 @pytest.mark.parametrize("fused", [False, True], ids=["written out", "fused"])
 @pytest.mark.parametrize("which", MODELS)
 @pytest.mark.parametrize("method", METHODS)
@@ -87,6 +88,7 @@ def test_a_batch_of_mixed_targets_equals_the_oracle(method: str, which: str, fus
     assert_close(found, wanted(method, seen(model, x, TARGETS)), EXACT)
 
 
+@pytest.mark.proves(param="method", says="equals its slow float64 oracle on timm's vision transformer")
 @pytest.mark.parametrize("which", TIMM)
 @pytest.mark.parametrize("method", METHODS)
 def test_timms_vision_transformer_equals_the_oracle(method: str, which: str) -> None:
@@ -99,6 +101,7 @@ def test_timms_vision_transformer_equals_the_oracle(method: str, which: str) -> 
     assert_close(found, wanted(method, seen_in_timm(model, x, TARGETS)), EXACT)
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("fused", [False, True], ids=["written out", "fused"])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_image_has_the_same_map_alone_and_in_a_batch(method: str, fused: bool) -> None:
@@ -108,6 +111,7 @@ def test_an_image_has_the_same_map_alone_and_in_a_batch(method: str, fused: bool
         assert_close(attribute(x[at : at + 1], model, method=method, target=target), together[at : at + 1], EXACT)
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("fused", [False, True], ids=["written out", "fused"])
 @pytest.mark.parametrize("method", METHODS)
 def test_frozen_weights_and_no_grad_change_nothing_and_no_trace_is_left(method: str, fused: bool) -> None:
@@ -119,6 +123,7 @@ def test_frozen_weights_and_no_grad_change_nothing_and_no_trace_is_left(method: 
     assert_close(found, usual, EXACT)
 
 
+@pytest.mark.proves(param="method", says="knows the class if and only if it asks for gradients")
 @pytest.mark.parametrize("method", METHODS)
 def test_only_the_gradients_know_the_class(method: str) -> None:
     model, x = tiny_vit(), pictures(1)
@@ -126,6 +131,7 @@ def test_only_the_gradients_know_the_class(method: str) -> None:
     assert torch.equal(one, other) == (method in ("attention-rollout", "raw-attention"))
 
 
+@pytest.mark.proves("attention-rollout", says="has its closed form where attention is uniform")
 @pytest.mark.parametrize("pool", ["token", "avg"])
 @pytest.mark.parametrize("fused", [False, True], ids=["written out", "fused"])
 def test_rollout_of_uniform_attention_is_known(pool: str, fused: bool) -> None:
@@ -140,6 +146,7 @@ def test_rollout_of_uniform_attention_is_known(pool: str, fused: bool) -> None:
     assert_close(found, torch.full((3, 3, 4), share, dtype=torch.float64), EXACT)
 
 
+@pytest.mark.proves("le-grad")
 def test_le_grad_is_linear_in_the_class_weights() -> None:
     model, x = tiny_vit(), pictures(1)
     one = attribute(x, model, method="le-grad", target=2)

@@ -87,6 +87,7 @@ def same(found: Tensor, wanted: Tensor) -> None:
 # ------------------------------------------------------------------------------------------ on any A and G: definitions
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("signed", [False, True], ids=["relu", "signed"])
 @pytest.mark.parametrize("method", FUNCTIONS)
 def test_a_map_equals_its_definition_before_and_after_rectification(method: str, signed: bool) -> None:
@@ -102,6 +103,7 @@ def test_a_map_equals_its_definition_before_and_after_rectification(method: str,
         same(rectified[image], torch.from_numpy(ORACLES[method](*pair)))
 
 
+@pytest.mark.proves(*FUNCTIONS)
 @given(
     method=st.sampled_from(sorted(FUNCTIONS)),
     shape=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4)),
@@ -123,6 +125,7 @@ def test_a_map_equals_its_definition_at_any_shape_and_scale(
     assert (found - wanted).abs().max() <= EXACT * wanted.abs().max()
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", FUNCTIONS)
 def test_the_order_of_channels_does_not_matter(method: str) -> None:
     one = seen(double(Deep), x64())
@@ -131,6 +134,7 @@ def test_the_order_of_channels_does_not_matter(method: str) -> None:
     same(FUNCTIONS[method](other), FUNCTIONS[method](one))
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", FUNCTIONS)
 def test_a_turned_grid_gives_the_turned_map(method: str) -> None:
     one = seen(double(Deep), x64())
@@ -138,12 +142,14 @@ def test_a_turned_grid_gives_the_turned_map(method: str) -> None:
     same(FUNCTIONS[method](turned), FUNCTIONS[method](one).rot90(1, (1, 2)))
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", CELL_BY_CELL)
 def test_a_score_of_twice_the_size_gives_twice_the_map(method: str) -> None:
     one = seen(double(Deep), x64())
     same(FUNCTIONS[method](made(one.activations, 2 * one.gradients)), 2 * FUNCTIONS[method](one))
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", FUNCTIONS)
 def test_attribute_gives_the_formula_rectified_unless_the_method_is_signed(method: str) -> None:
     model, x = double(Deep), x64()
@@ -152,6 +158,7 @@ def test_attribute_gives_the_formula_rectified_unless_the_method_is_signed(metho
     same(found, formula if method == "hires-cam" else formula.relu())
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", FUNCTIONS)
 def test_a_mixed_batch_gives_what_its_images_give_one_by_one(method: str) -> None:
     adapter, x = adapt(double(Deep), layers=["layer"]), x64(4)
@@ -171,6 +178,7 @@ def test_a_capture_without_gradients_is_refused(method: str) -> None:
 # ----------------------------------------------------------------------------------------- global average and one layer
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("signed", [False, True], ids=["relu", "signed"])
 @pytest.mark.parametrize("method", LINEAR)
 @pytest.mark.parametrize("index", range(CLASSES))
@@ -184,6 +192,7 @@ def test_on_gap_and_linear_the_map_is_the_class_activation_map_over_the_cells(
     same(FUNCTIONS[method](one), cam / cells)
 
 
+@pytest.mark.proves(*LINEAR)
 @pytest.mark.parametrize("index", range(CLASSES))
 def test_on_gap_and_linear_the_map_sums_to_the_score_without_its_bias(index: int) -> None:
     model, x = double(GapLinear), x64()
@@ -192,6 +201,7 @@ def test_on_gap_and_linear_the_map_sums_to_the_score_without_its_bias(index: int
         same(FUNCTIONS[method](one).sum(dim=(1, 2)), one.scores - model.head.bias.detach()[index])
 
 
+@pytest.mark.proves("grad-cam++")
 @pytest.mark.parametrize("index", range(CLASSES))
 def test_on_gap_and_linear_grad_cam_plus_plus_has_its_closed_form(index: int) -> None:
     model, x = double(GapLinear), x64()
@@ -201,6 +211,7 @@ def test_on_gap_and_linear_grad_cam_plus_plus_has_its_closed_form(index: int) ->
     same(cams.grad_cam_plus_plus(one), torch.einsum("bc,bchw->bhw", weights, one.activations))
 
 
+@pytest.mark.proves("layer-cam")
 @pytest.mark.parametrize("index", range(CLASSES))
 def test_on_gap_and_linear_layer_cam_is_the_cam_of_the_positive_weights(index: int) -> None:
     model, x = double(GapLinear), x64()
@@ -210,12 +221,14 @@ def test_on_gap_and_linear_layer_cam_is_the_cam_of_the_positive_weights(index: i
     same(cams.layer_cam(one), torch.einsum("c,bchw->bhw", w, one.activations) / cells)
 
 
+@pytest.mark.proves("grad-cam++", "layer-cam")
 @pytest.mark.parametrize("index", range(CLASSES))
 def test_on_gap_and_linear_normalised_grad_cam_plus_plus_is_layer_cam(index: int) -> None:
     one = seen(double(GapLinear), x64(), index)
     same(cams.grad_cam_plus_plus(one, normalise=True), cams.layer_cam(one))
 
 
+@pytest.mark.proves("grad-cam++")
 def test_normalised_grad_cam_plus_plus_weighs_a_channel_by_a_mean_of_its_positive_gradients() -> None:
     one = seen(double(Deep), x64())
     found = cams.grad_cam_plus_plus(one, normalise=True)
@@ -238,6 +251,7 @@ def test_the_option_normalise_is_taken_by_name() -> None:
 # ------------------------------------------------------------------------------------------------ probability and logit
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", CELL_BY_CELL)
 @pytest.mark.parametrize("build", [GapLinear, Deep])
 def test_a_probabilitys_map_is_the_probability_times_the_log_probabilitys(
@@ -250,6 +264,7 @@ def test_a_probabilitys_map_is_the_probability_times_the_log_probabilitys(
     same(log.scores.exp(), share.scores)
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", LINEAR)
 @pytest.mark.parametrize("build", [GapLinear, Deep])
 def test_the_maps_of_all_classes_probabilities_sum_to_nothing(method: str, build: Callable[[], nn.Module]) -> None:
@@ -259,6 +274,7 @@ def test_the_maps_of_all_classes_probabilities_sum_to_nothing(method: str, build
     assert maps.sum(dim=0).abs().max() <= EXACT * maps.abs().max()
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", LINEAR)
 def test_a_margins_map_is_the_difference_of_two_maps(method: str) -> None:
     model, x = double(Deep), x64()
@@ -269,6 +285,7 @@ def test_a_margins_map_is_the_difference_of_two_maps(method: str) -> None:
 # ----------------------------------------------------------------------------------------------------- method by method
 
 
+@pytest.mark.proves("hires-cam")
 @pytest.mark.parametrize("index", range(CLASSES))
 def test_hires_cam_sums_to_the_score_without_its_bias_under_one_linear_layer(index: int) -> None:
     model, x = double(Flat), x64()
@@ -276,6 +293,7 @@ def test_hires_cam_sums_to_the_score_without_its_bias_under_one_linear_layer(ind
     same(cams.hires_cam(one).sum(dim=(1, 2)), one.scores - model.head.bias.detach()[index])
 
 
+@pytest.mark.proves("grad-cam", "hires-cam")
 def test_where_the_model_looked_away_hires_cam_is_empty_and_grad_cam_is_not() -> None:
     """The weights lie only on the left, what is seen only on the right: nothing there can have raised the score."""
     model = double(lambda: Echo(channels=1, h=4, w=4, classes=2))
@@ -299,6 +317,8 @@ def test_hires_cam_keeps_what_speaks_against_the_class() -> None:
     assert float(found.min()) < 0 < float(found.max())
 
 
+@pytest.mark.proves("xgrad-cam")
+@pytest.mark.proves("hires-cam", says="keeps the sum of gradient times activation")
 def test_xgrad_cam_keeps_the_sum_of_gradient_times_activation() -> None:
     one = seen(double(Deep), x64())
     wanted = (one.gradients * one.activations).sum(dim=(1, 2, 3))
@@ -306,6 +326,7 @@ def test_xgrad_cam_keeps_the_sum_of_gradient_times_activation() -> None:
     same(cams.hires_cam(one).sum(dim=(1, 2)), wanted)
 
 
+@pytest.mark.proves("xgrad-cam")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_xgrad_cam_gives_no_weight_to_a_channel_that_sums_to_nothing(dtype: torch.dtype) -> None:
     values = torch.tensor([0.1, 0.2, -0.3, 0.7, -0.6, -0.1], dtype=dtype)  # sums to rounding, not to 0
@@ -315,6 +336,7 @@ def test_xgrad_cam_gives_no_weight_to_a_channel_that_sums_to_nothing(dtype: torc
     assert torch.equal(found, cams.xgrad_cam(made(a[:, 1:], g[:, 1:])))
 
 
+@pytest.mark.proves("grad-cam++")
 def test_grad_cam_plus_plus_is_finite_and_has_no_negative_weight_where_its_formula_has_no_meaning() -> None:
     a = torch.full((1, 1, 2, 2), -1.0, dtype=torch.float64)  # sums to -4
     for gradient in (0.5, 0.6, 1e3):  # 2 + sum A * G is 0, then below
@@ -332,11 +354,13 @@ def test_grad_cam_plus_plus_of_a_tiny_gradient_does_not_vanish(scale: float) -> 
     assert_close(cams.grad_cam_plus_plus(made(a, g)), torch.full((1, 3, 3), 2 * 9 * scale / 2 * 1e-3), 1e-6)
 
 
+@pytest.mark.proves("layer-cam")
 def test_layer_cam_never_falls_below_hires_cam_where_activations_are_not_negative() -> None:
     one = seen(double(Deep), x64())
     assert (cams.layer_cam(one) >= cams.hires_cam(one)).all()
 
 
+@pytest.mark.proves("grad-cam-elementwise")
 def test_grad_cam_elementwise_is_never_negative() -> None:
     one = seen(double(lambda: Deep()), x64())
     shifted = made(one.activations - 0.3, one.gradients)
@@ -345,6 +369,7 @@ def test_grad_cam_elementwise_is_never_negative() -> None:
         assert (cams.grad_cam_elementwise(each) >= cams.hires_cam(each)).all()
 
 
+@pytest.mark.proves("grad-cam-elementwise", "layer-cam")
 def test_grad_cam_elementwise_is_layer_cam_where_activations_are_not_negative() -> None:
     one = seen(double(Deep), x64())
     same(cams.grad_cam_elementwise(one), cams.layer_cam(one))

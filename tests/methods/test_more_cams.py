@@ -116,6 +116,7 @@ def same(found: Any, wanted: Any, tolerance: float = EXACT) -> None:
 # ------------------------------------------------------------------------------------------------- maps of what is there
 
 
+@pytest.mark.proves("eigen-cam", "kpca-cam", "fem", "random", "eigengrad-cam", says="equals its slow float64 oracle")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("build", [Net, Gap])
 def test_maps_of_activations_are_the_oracles(build: Any, seed: int) -> None:
@@ -130,6 +131,7 @@ def test_maps_of_activations_are_the_oracles(build: Any, seed: int) -> None:
     same(found_by("eigengrad-cam", model, x), oracles.eigengrad_cam(a, g))
 
 
+@pytest.mark.proves("kpca-cam")
 def test_linear_kernel_pca_is_the_centred_eigen_cam() -> None:
     model, x = net(), picture()
     a, _ = said(model, x)
@@ -138,6 +140,7 @@ def test_linear_kernel_pca_is_the_centred_eigen_cam() -> None:
     same(found if (found * wanted).sum() > 0 else -found, wanted)
 
 
+@pytest.mark.proves("eigen-cam", note="to 1e-5")
 @pytest.mark.parametrize("cells", [(3, 4), (9, 10)])
 def test_eigen_cam_of_a_rank_one_layer_is_its_map_and_knows_no_channel_order(cells: tuple[int, int]) -> None:
     """With fewer cells than channels and with more: two ways of computing, one result."""
@@ -160,6 +163,7 @@ def _echo(channels: int, h: int, w: int) -> nn.Module:
     return seeded(lambda: Echo(channels, h, w), 0, torch.float64)
 
 
+@pytest.mark.proves(param="method")
 @pytest.mark.parametrize("method", ["eigen-cam", "kpca-cam", "fem", "random"])
 def test_what_is_not_class_specific_is_the_same_for_every_class_and_says_so(method: str) -> None:
     model, x = net(), picture()
@@ -173,6 +177,7 @@ def test_what_is_not_class_specific_is_the_same_for_every_class_and_says_so(meth
 # --------------------------------------------------------------------------------------------------- the head asked again
 
 
+@pytest.mark.proves("ablation-cam", "recipro-cam", says="equals its slow float64 oracle")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("build", [Net, Gap])
 def test_maps_that_ask_the_head_are_the_oracles(build: Any, seed: int) -> None:
@@ -195,6 +200,7 @@ def test_how_many_fit_into_memory_changes_nothing(memory_mb: float) -> None:
         same(found_by(method, model, x, memory_mb=memory_mb) + 1, wanted + 1, 1e-9)
 
 
+@pytest.mark.proves("ablation-cam")
 def test_ablation_behind_pooling_and_a_linear_layer_is_the_weight_times_the_mean() -> None:
     model, x = net(Gap), picture()
     a, _ = said(model, x)
@@ -203,6 +209,9 @@ def test_ablation_behind_pooling_and_a_linear_layer_is_the_weight_times_the_mean
     same(found_by("ablation-cam", model, x) + 1, wanted + 1)
 
 
+@pytest.mark.proves("cam", says="equals its slow float64 oracle")
+@pytest.mark.proves("cam", says="is grad-cam times the number of cells, where grad-cam is positive")
+@pytest.mark.proves("recipro-cam", says="is grad-cam before a global average and a linear layer")
 def test_cam_is_the_weights_times_the_maps_and_z_times_grad_cam() -> None:
     model, x = net(Gap), picture()
     a, _ = said(model, x)
@@ -234,6 +243,7 @@ def test_cam_of_an_earlier_layer_or_a_probability_is_refused() -> None:
     assert torch.allclose(margin_map, one - other, atol=1e-5)
 
 
+@pytest.mark.proves("shapley-cam", says="equals its slow float64 oracle")
 @pytest.mark.parametrize("seed", range(3))
 def test_shapley_cam_is_the_oracles(seed: int) -> None:
     model, x = net(seed=seed), picture(seed)
@@ -250,12 +260,14 @@ def test_shapley_cam_is_the_oracles(seed: int) -> None:
     same(found_by("shapley-cam", model, x) + 1e-3, wanted + 1e-3)
 
 
+@pytest.mark.proves("shapley-cam")
 def test_shapley_cam_of_a_score_that_is_linear_in_the_layer_is_grad_cam() -> None:
     model, x = net(Gap), picture()
     same(found_by("shapley-cam", model, x, options={"rest": False}), found_by("grad-cam", model, x))
     assert not np.allclose(found_by("shapley-cam", model, x), found_by("grad-cam", model, x))
 
 
+@pytest.mark.proves("finer-cam", says="equals its slow float64 oracle: grad-cam of the oracle's weights of the classes")
 @pytest.mark.parametrize("seed", range(3))
 def test_finer_cam_is_grad_cam_of_the_oracles_weights(seed: int) -> None:
     model, x = net(seed=seed), picture(seed)
@@ -281,6 +293,9 @@ def test_finer_cam_refuses_what_it_cannot_compare() -> None:
         found_by("finer-cam", model, x, options={"against": "tabby"})
 
 
+@pytest.mark.proves(
+    param="method", says="equals its slow float64 oracle in a network with a concatenated skip connection"
+)
 @pytest.mark.parametrize("method", ["ablation-cam", "recipro-cam"])
 def test_a_concatenated_skip_connection_is_asked_with_as_many_images(method: str) -> None:
     model, x = seeded(Dense, dtype=torch.float64), picture(size=16)
@@ -313,6 +328,7 @@ def test_a_layer_that_returns_more_than_its_grid_is_asked_all_the_same(kind: str
 # ------------------------------------------------------------------------------------------------------ masked pictures
 
 
+@pytest.mark.proves("score-cam", "is-cam", "ss-cam", says="equals its slow float64 oracle")
 @pytest.mark.parametrize("seed", range(2))
 def test_score_cam_and_its_variants_are_the_oracles(seed: int) -> None:
     model, x = net(seed=seed), picture(seed)
@@ -343,6 +359,7 @@ def test_score_cam_and_its_variants_are_the_oracles(seed: int) -> None:
         same(found, oracles.ss_cam(a, x0, score, list(noises), variant=where))
 
 
+@pytest.mark.proves("is-cam", "ss-cam")
 def test_one_variant_without_noise_is_score_cam() -> None:
     model, x = net(), picture()
     wanted = found_by("score-cam", model, x)
@@ -350,6 +367,7 @@ def test_one_variant_without_noise_is_score_cam() -> None:
     same(found_by("ss-cam", model, x, options={"samples": 1, "noise": 0.0}), wanted)
 
 
+@pytest.mark.proves("score-cam")
 def test_score_cam_does_not_see_a_shift_of_the_score_and_weighs_alike_where_the_model_ignores_its_input() -> None:
     model, x = net(), picture()
     wanted = found_by("score-cam", model, x, target=class_logit(1))
@@ -360,6 +378,7 @@ def test_score_cam_does_not_see_a_shift_of_the_score_and_weighs_alike_where_the_
     same(deaf, varied.mean(axis=0))
 
 
+@pytest.mark.proves("score-cam")
 def test_constant_channels_are_left_out_of_score_cam() -> None:
     model, x = net(), picture()
     with torch.no_grad():
@@ -394,6 +413,8 @@ def _to_tensor(photo: Any) -> Tensor:
 # ------------------------------------------------------------------------------------------------- several forwards, all
 
 
+@pytest.mark.proves("smooth-grad-cam++", says="equals its slow float64 oracle")
+@pytest.mark.proves("smooth-grad-cam++", says="is grad-cam++ for one sample without noise")
 @pytest.mark.parametrize("seed", range(3))
 def test_smooth_grad_cam_plus_plus_is_the_oracles(seed: int) -> None:
     model, x = net(seed=seed), picture(seed)
@@ -427,6 +448,7 @@ class Bent(nn.Module):
         return self.head(self.last(self.conv2(x)).mean(dim=(2, 3)))
 
 
+@pytest.mark.proves("full-grad")
 @pytest.mark.parametrize(
     "act", [nn.ReLU(), nn.ReLU(inplace=True), nn.SiLU(), nn.SiLU(inplace=True), nn.GELU(), nn.Hardswish(), nn.Sigmoid()]
 )
@@ -441,6 +463,7 @@ def test_the_full_gradient_adds_up_to_the_score(act: nn.Module) -> None:
     assert math.isclose(parts.score, score_of(model)(x[0].numpy()), abs_tol=EXACT)
 
 
+@pytest.mark.proves("full-grad", says="equals its slow float64 oracle in a network of ReLUs")
 def test_full_grad_is_the_oracles_for_a_relu_network() -> None:
     model, x = net(lambda: Bent(nn.ReLU())), picture()
     leaf = x.clone().requires_grad_()
@@ -492,6 +515,7 @@ class Stages(nn.Module):
         return self.head(self.two(self.one(self.stem(x).relu())).mean(dim=(2, 3)))
 
 
+@pytest.mark.proves("refine-cam", says="equals its slow float64 oracle: the product of grad-cam++ over the stages")
 def test_refine_cam_is_the_product_over_the_stages() -> None:
     model, x = net(Stages), picture(size=32)
     maps = [attribute(x, model, method="grad-cam++", layer=layer, target=1)[0].numpy() for layer in ("one", "two")]
@@ -499,6 +523,7 @@ def test_refine_cam_is_the_product_over_the_stages() -> None:
     same(attribute(x, model, method="refine-cam", target=1)[0].numpy() + 1e-3, oracles.refine_cam(maps) + 1e-3)
 
 
+@pytest.mark.proves("layer-cam", says="equals its slow float64 oracle over several layers")
 def test_layer_cam_over_several_layers_is_the_oracles() -> None:
     model, x = net(Stages), picture(size=32)
     pairs = [by_autograd(model, layer, x, lambda logits: logits[:, 1])[:2] for layer in ("stem", "one", "two")]
@@ -507,6 +532,9 @@ def test_layer_cam_over_several_layers_is_the_oracles() -> None:
     same(found, wanted)
 
 
+@pytest.mark.proves(
+    "grad-cam-elementwise", says="over several layers is the mean of their maps, each divided by its highest value"
+)
 def test_other_methods_over_several_layers_are_the_mean_of_their_shares() -> None:
     model, x = net(Stages), picture(size=32)
     maps = [
@@ -714,6 +742,9 @@ def test_a_map_has_the_layers_shape_and_a_batch_gives_what_its_images_give(metho
         assert together.min() >= 0
 
 
+@pytest.mark.proves(
+    param="method", says="calling twice gives the same bits, and the caller's random state is left alone"
+)
 @pytest.mark.parametrize("method", NEW)
 def test_calling_twice_gives_the_same_bits_and_random_state_is_the_callers(method: str) -> None:
     model, x = seeded(Plain), images(1)
@@ -878,6 +909,9 @@ class KeepsBatch(nn.Module):
         return self.head(self.act(self.conv(x)).reshape(batch, 5, -1).mean(dim=2))
 
 
+@pytest.mark.proves(
+    "ablation-cam", "recipro-cam", "cam", says="is the same where the model reshapes by the old batch size"
+)
 def test_a_head_that_keeps_the_old_batch_size_is_asked_all_the_same() -> None:
     kept, plain, x = net(KeepsBatch), net(Gap), picture()
     plain.load_state_dict(kept.state_dict())
@@ -920,6 +954,7 @@ def test_kpca_cam_of_a_large_grid_is_refused_and_a_comparison_goes_on_without_it
     assert any("kpca-cam is left out" in warning for warning in found[0].warnings)
 
 
+@pytest.mark.proves("layer-cam")
 def test_the_order_in_which_fused_layers_are_named_changes_nothing() -> None:
     model, x = net(Stages), picture(size=32)
     one, other = (

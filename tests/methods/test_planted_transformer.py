@@ -18,8 +18,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scenes import COLOURS, SIDE, draw
 from sightline import attribute
+from sightline.testing import COLOURS, SIDE, draw
 
 HELD_OUT = 128
 RANDOM_DRAWS = 8

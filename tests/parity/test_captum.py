@@ -43,6 +43,7 @@ def ours(method: str, model: nn.Module, layer: str, x: Tensor, index: int) -> Te
     return sightline.attribute(x, sightline.adapt(model, layers=[layer]), method=method, target=index)
 
 
+@pytest.mark.agrees("captum", "grad-cam", "hires-cam")
 @pytest.mark.parametrize("net", NETS)
 def test_raw_maps_of_small_networks_are_the_peers(net: str) -> None:
     model, x = (
@@ -57,6 +58,7 @@ def test_raw_maps_of_small_networks_are_the_peers(net: str) -> None:
         assert_close(ours("hires-cam", model, layer, x, index), raw["hires-cam"], 1e-5)
 
 
+@pytest.mark.agrees("captum", "grad-cam", "hires-cam")
 @pytest.mark.parametrize("layer", ["layer4", "layer3"])
 def test_raw_maps_of_resnet18_are_the_peers(layer: str) -> None:
     model, x = resnet18(), torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(2))
@@ -65,6 +67,7 @@ def test_raw_maps_of_resnet18_are_the_peers(layer: str) -> None:
     assert_close(ours("hires-cam", model, layer, x, 7), raw["hires-cam"], 1e-5)
 
 
+@pytest.mark.differs("captum", "grad-cam")
 def test_the_peers_default_grad_cam_is_not_rectified_and_ours_is_the_definition() -> None:
     model, x = seeded(Plain), images(1)
     a, g, _ = by_autograd(model, Plain.layer, x, lambda output: output[:, 1])
@@ -74,6 +77,7 @@ def test_the_peers_default_grad_cam_is_not_rectified_and_ours_is_the_definition(
     assert float(theirs.min()) < 0 <= float(found.min())
 
 
+@pytest.mark.differs("captum", "grad-cam")
 def test_the_peer_draws_squares_where_ours_is_bilinear_on_the_photograph() -> None:
     """Its `interpolate` takes the nearest cell unless told otherwise."""
     model = seeded(Plain)

@@ -48,6 +48,7 @@ def up_to_sign(found: Tensor, other: Any) -> Tensor:
     return other if float((found * other).sum()) >= 0 else -other
 
 
+@pytest.mark.agrees("pytorch-grad-cam", "ablation-cam")
 @pytest.mark.parametrize("index", range(3))
 def test_ablation_cam_is_pytorch_grad_cams_times_the_score(index: int) -> None:
     model, x = seeded(MODELS["residual"]), images(1)
@@ -56,6 +57,7 @@ def test_ablation_cam_is_pytorch_grad_cams_times_the_score(index: int) -> None:
     assert_close(ours("ablation-cam", model, model.layer, x, index) + 1, torch.from_numpy(raw * score).relu() + 1, 1e-5)
 
 
+@pytest.mark.differs("pytorch-grad-cam", "ablation-cam")
 def test_pytorch_grad_cam_turns_ablation_round_where_the_score_is_negative() -> None:
     model, x = seeded(MODELS["residual"]), images(1)
     with torch.no_grad():
@@ -69,6 +71,7 @@ def test_pytorch_grad_cam_turns_ablation_round_where_the_score_is_negative() -> 
     assert not (torch.from_numpy(raw).relu() * found).any(), "it marks what we don't"
 
 
+@pytest.mark.differs("pytorch-grad-cam", "ablation-cam")
 def test_pytorch_grad_cam_ablates_signed_layers_with_minus_ten_million() -> None:
     class Signed(nn.Module):
         def __init__(self) -> None:
@@ -86,6 +89,7 @@ def test_pytorch_grad_cam_ablates_signed_layers_with_minus_ten_million() -> None
     assert np.abs(raw).max() > 1e3 * float(found.abs().max())
 
 
+@pytest.mark.agrees("pytorch-grad-cam", "kpca-cam", note="to 1e-4")
 @pytest.mark.parametrize("net", ["plain", "residual"])
 def test_kpca_cam_is_pytorch_grad_cams_up_to_its_sign(net: str) -> None:
     pytest.importorskip("sklearn")
@@ -95,6 +99,7 @@ def test_kpca_cam_is_pytorch_grad_cams_up_to_its_sign(net: str) -> None:
     assert_close(found, up_to_sign(found, raw), 1e-4)
 
 
+@pytest.mark.differs("pytorch-grad-cam", "eigen-cam")
 @pytest.mark.parametrize("net", ["plain", "residual"])
 def test_pytorch_grad_cam_centres_eigen_cam(net: str) -> None:
     model, x = seeded(MODELS[net]), images(1)
@@ -105,6 +110,7 @@ def test_pytorch_grad_cam_centres_eigen_cam(net: str) -> None:
     assert not torch.allclose(found, up_to_sign(found, raw), atol=0.05 * float(found.max()))
 
 
+@pytest.mark.agrees("pytorch-grad-cam", "finer-cam")
 @pytest.mark.parametrize("net", ["plain", "residual", "flat"])
 def test_finer_cam_of_the_prediction_is_pytorch_grad_cams(net: str) -> None:
     model, x = seeded(MODELS[net]), images(1)
@@ -120,6 +126,7 @@ def test_finer_cam_of_the_prediction_is_pytorch_grad_cams(net: str) -> None:
     assert_close(ours("finer-cam", model, model.layer, x, best) + 1, torch.from_numpy(raw).relu() + 1, 1e-5)
 
 
+@pytest.mark.differs("pytorch-grad-cam", "fem")
 def test_pytorch_grad_cam_weighs_fem_by_how_many_cells_are_rare() -> None:
     model, x = seeded(MODELS["plain"]), images(1)
     raw, a, _ = by_peer(peer.FEM, model, "relu2", x, 1)
@@ -137,6 +144,8 @@ class _AlignCornersOff(nn.Module):
         return nn.functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
 
 
+@pytest.mark.agrees("pytorch-grad-cam", "score-cam")
+@pytest.mark.differs("pytorch-grad-cam", "score-cam", says="as installed, it resizes the masks from corner to corner")
 @pytest.mark.parametrize("net", ["plain", "residual", "flat"])
 def test_score_cam_is_pytorch_grad_cams_once_it_resizes_by_cell_areas(
     net: str, monkeypatch: pytest.MonkeyPatch
@@ -150,6 +159,7 @@ def test_score_cam_is_pytorch_grad_cams_once_it_resizes_by_cell_areas(
     assert_close(found, torch.from_numpy(raw).relu(), 1e-5)
 
 
+@pytest.mark.agrees("torch-cam", "cam")
 def test_cam_is_torch_cams_before_it_cuts_and_stretches() -> None:
     model, x = seeded(Plain), images(2)
     with torchcam.CAM(copy.deepcopy(model), "relu2", "head", input_shape=(3, 16, 16)) as cam:
@@ -159,6 +169,7 @@ def test_cam_is_torch_cams_before_it_cuts_and_stretches() -> None:
     assert_close(found.relu() + 1, other.detach().relu() + 1, 1e-5)
 
 
+@pytest.mark.differs("torch-cam", "score-cam")
 def test_torch_cam_stretches_score_cams_masks_before_it_resizes_them() -> None:
     model, x = seeded(Plain), images(1)
     with torchcam.ScoreCAM(copy.deepcopy(model), "relu2", input_shape=(3, 16, 16)) as cam:
@@ -169,6 +180,7 @@ def test_torch_cam_stretches_score_cams_masks_before_it_resizes_them() -> None:
     assert torch.allclose(found / found.max(), other.detach() / other.detach().max(), atol=0.1)
 
 
+@pytest.mark.differs("pytorch-grad-cam", "full-grad")
 def test_the_peers_full_grad_stretches_every_channel_and_ours_all_channels_of_a_layer() -> None:
     class Quiet(Plain):
         """Its second convolution has one loud channel and several that hardly say anything."""

@@ -83,6 +83,7 @@ def resnet18() -> nn.Module:
 # --------------------------------------------------------------------------------------------------------------- parity
 
 
+@pytest.mark.agrees("pytorch-grad-cam", param="method")
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("method", RIGHT)
 def test_raw_maps_of_small_networks_are_the_peers(method: str, net: str) -> None:
@@ -93,6 +94,7 @@ def test_raw_maps_of_small_networks_are_the_peers(method: str, net: str) -> None
         assert_close(ours(method, model, model.layer, x, index), compared(method, raw), 1e-5)
 
 
+@pytest.mark.agrees("pytorch-grad-cam", param="method")
 @pytest.mark.parametrize("layer", ["layer4", "layer3", "layer2.0"])
 @pytest.mark.parametrize("method", RIGHT)
 def test_raw_maps_of_resnet18_are_the_peers(method: str, layer: str) -> None:
@@ -101,6 +103,7 @@ def test_raw_maps_of_resnet18_are_the_peers(method: str, layer: str) -> None:
     assert_close(ours(method, model, layer, x, 7), compared(method, raw), 1e-5)
 
 
+@pytest.mark.agrees("pytorch-grad-cam", "grad-cam++")
 def test_grad_cam_plus_plus_of_large_gradients_is_the_peers() -> None:
     model, x = seeded(Loud), images(2)
     raw, _, (_, g) = by_peer("grad-cam++", seeded(Loud), Loud.layer, x, 1)
@@ -111,6 +114,7 @@ def test_grad_cam_plus_plus_of_large_gradients_is_the_peers() -> None:
 # ------------------------------------------------------------------------------------------------ the peer's own faults
 
 
+@pytest.mark.differs("pytorch-grad-cam", "grad-cam++")
 def test_the_peers_grad_cam_plus_plus_shrinks_the_weights_and_ours_is_the_definition() -> None:
     """It adds 1e-6 to a denominator near 7e-7, where the short form 1 / (2 + G * sum A) needs nothing added."""
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
@@ -125,6 +129,7 @@ def test_the_peers_grad_cam_plus_plus_shrinks_the_weights_and_ours_is_the_defini
     assert (raw.double().relu() - definition).abs().max() > 0.3 * definition.abs().max()
 
 
+@pytest.mark.differs("pytorch-grad-cam", "grad-cam++")
 def test_the_peers_grad_cam_plus_plus_loses_all_of_a_tiny_gradient_and_ours_does_not() -> None:
     model = seeded(Echo)
     with torch.no_grad():
@@ -143,6 +148,7 @@ def constant(channels: int = 2) -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.ones(1, channels, 4, 4)
 
 
+@pytest.mark.differs("pytorch-grad-cam", param="method")
 @pytest.mark.parametrize("method", PEERS)
 def test_the_peer_turns_a_constant_positive_map_black_and_ours_stays(method: str) -> None:
     """It subtracts the minimum, which for a map of one value leaves nothing."""
@@ -154,6 +160,7 @@ def test_the_peer_turns_a_constant_positive_map_black_and_ours_stays(method: str
     assert not finished.any()
 
 
+@pytest.mark.differs("pytorch-grad-cam", "hires-cam")
 def test_the_peer_sets_the_weakest_place_to_nothing_and_ours_keeps_its_share() -> None:
     """Min-max: a place with half of the strongest evidence is drawn as if it had none."""
     model, x = constant()
@@ -165,6 +172,7 @@ def test_the_peer_sets_the_weakest_place_to_nothing_and_ours_keeps_its_share() -
     assert finished.min() == 0
 
 
+@pytest.mark.differs("pytorch-grad-cam", "hires-cam")
 def test_the_peers_hires_cam_is_cut_at_nothing_and_ours_is_signed() -> None:
     model, x = seeded(MODELS["flat"]), images(1)
     raw, finished, (a, g) = by_peer("hires-cam", seeded(MODELS["flat"]), "relu", x, 1)
@@ -175,6 +183,7 @@ def test_the_peers_hires_cam_is_cut_at_nothing_and_ours_is_signed() -> None:
     assert finished.min() == 0
 
 
+@pytest.mark.differs("pytorch-grad-cam", "grad-cam")
 def test_two_weak_classes_look_as_strong_as_any_in_the_peer_and_keep_their_strength_in_ours() -> None:
     model, x = seeded(Plain), images(1)
     quiet = seeded(Plain)
@@ -186,6 +195,7 @@ def test_two_weak_classes_look_as_strong_as_any_in_the_peer_and_keep_their_stren
     assert np.abs(loud_finished - quiet_finished).max() < 1e-2, "with the peer, one cannot be told from the other"
 
 
+@pytest.mark.differs("pytorch-grad-cam", "xgrad-cam")
 def test_the_peers_xgrad_cam_explodes_on_a_channel_that_sums_to_nothing_and_ours_is_the_definition() -> None:
     model = seeded(lambda: Echo(channels=2, h=2, w=2, classes=2))
     x = torch.tensor([[[[1.0, -1.0], [2.0, -2.0]], [[1.0, 1.0], [1.0, 1.0]]]])

@@ -78,6 +78,7 @@ def ours(method: str, model: Any, x: Tensor) -> Tensor:
     return sightline.attribute(x, model, method=method, target=TARGETS)
 
 
+@pytest.mark.agrees("torch-cam", "le-grad", note="to 1e-10 in float64")
 def test_le_grad_is_torchcams() -> None:
     model, x = made(), pictures()
     found = ours("le-grad", model, x)
@@ -85,6 +86,7 @@ def test_le_grad_is_torchcams() -> None:
     assert_close(found, by_torchcam(model, x), EXACT)
 
 
+@pytest.mark.differs("torch-cam", "le-grad")
 def test_torchcam_scales_each_map() -> None:
     model, x = made(), pictures()
     found = ours("le-grad", model, x)
@@ -108,6 +110,7 @@ def test_torchcams_layers_are_averaged() -> None:
     assert_close(by_torchcam(model, x, score_projection=mean_token(model)), torch.stack(single).mean(dim=0), EXACT)
 
 
+@pytest.mark.agrees("torch-cam", "le-grad", note="to 1e-10 in float64")
 def test_the_oracle_is_torchcams() -> None:
     model, x = made(), pictures()
     a, _, own = captured(model, x)
@@ -116,6 +119,7 @@ def test_the_oracle_is_torchcams() -> None:
     assert_close(torch.from_numpy(np.stack(maps)), wanted, EXACT)
 
 
+@pytest.mark.proves(param="method", says="equals its slow float64 oracle on the attentions that torch-cam captures")
 @pytest.mark.parametrize("method", ["attention-rollout", "attention-grad"])
 def test_the_other_methods_on_the_attentions_that_torchcam_captures(method: str) -> None:
     model, x = made(), pictures()

@@ -35,16 +35,25 @@ def _options(
         raise typer.Exit
 
 
+def _spelled_out(arguments: list[str]) -> list[str]:
+    """`--trust` alone means the quick checks; the parser knows no option whose value may be left out."""
+    found = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        bare = argument == "--trust" and following not in ("full", "quick")
+        found.append("--trust=quick" if bare else argument)
+    return found
+
+
 def main() -> None:
     """Entry point: our errors become one message on stderr and exit code 2, without a traceback."""
-    from sightline.cli import compare, concepts, doctor, explain, layers, methods, models, web
+    from sightline.cli import compare, concepts, doctor, evaluate, explain, layers, methods, metrics, models, web
 
-    for command in (explain, compare, concepts, models, layers, methods, doctor):
+    for command in (explain, compare, evaluate, concepts, models, layers, methods, metrics, doctor):
         app.command(command.__name__.rpartition(".")[2])(command.run)
     app.command("app")(web.run)
     debug = "--debug" in sys.argv
     try:
-        app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="sightline")
+        app(_spelled_out([argument for argument in sys.argv[1:] if argument != "--debug"]), prog_name="sightline")
     except SightlineError as error:
         if debug:
             traceback.print_exc()

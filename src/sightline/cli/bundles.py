@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from sightline.cli.output import plain, say, tell, waiting
-from sightline.errors import ImageError, LayerError, MethodError, NonFiniteError, OutputError, TargetError
+from sightline.errors import ImageError, LayerError, MethodError, MetricError, NonFiniteError, OutputError, TargetError
 
 DEFAULT_FOLDER = Path("sightline-out")
 
@@ -41,6 +41,7 @@ def write_bundles(
     force: bool,
     skip_existing: bool,
     as_json: bool,
+    trust: str | None = None,
 ) -> None:
     """The body of `explain` and `compare`. A picture that fails is told at the end, and the others go on; exit code 1."""
     from sightline.bundle import check_free
@@ -60,11 +61,13 @@ def write_bundles(
         if not left:
             return
         images, places = [image for image, _ in left], [place for _, place in left]
-    given = dict(_option(text, "--option") for text in options)
-    settings = dict(_option(text, "--combine-option") for text in over_options)
+    given = dict(parsed_option(text, "--option") for text in options)
+    settings = dict(parsed_option(text, "--combine-option") for text in over_options)
     if settings and over is None:
         raise MethodError("--combine-option belongs to --combine; say what to average over: noise, flips or scales")
     _check_style(style, colormap)
+    if trust not in (None, "quick", "full"):
+        raise MetricError(f"--trust {trust}; expected nothing behind it, quick or full")
     failed: list[tuple[Path, str]] = []
     done = 0
     try:
@@ -104,7 +107,10 @@ def write_bundles(
                         memory_mb=memory_mb,
                         progress=within,
                     )
-                    save(found, place, style=style, colormap=colormap, force=force, same_scale=not own_scale)
+                    cards = _cards(found, trust, within) if trust else []
+                    save(
+                        found, place, style=style, colormap=colormap, force=force, same_scale=not own_scale, cards=cards
+                    )
                 except (ImageError, NonFiniteError, MemoryError, TargetError, LayerError, MethodError) as error:
                     if done == len(failed) and isinstance(error, TargetError | LayerError | MethodError):
                         raise  # what was asked for is wrong, not this picture
@@ -112,7 +118,7 @@ def write_bundles(
                     if as_json:
                         say(json.dumps({"image": str(image), "size": None, "error": str(error)}))
                 else:
-                    (_say_json if as_json else _say)(image, place, found, top)
+                    (_say_json if as_json else _say)(image, place, found, top, cards)
                 done += 1
                 step()
     except KeyboardInterrupt:
@@ -179,7 +185,19 @@ def name_folders(images: Sequence[Path], folder: Path) -> list[Path]:
     return places
 
 
-def _say(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
+def _cards(found: Sequence[Any], trust: str, within: Callable[[int, int], None]) -> list[Any]:
+    """A trust card for each map; how much it asks is said beforehand."""
+    from sightline.trust import planned_for
+
+    full = trust == "full"
+    count = sum(planned_for(one.origin, full) for one in found)
+    tell(
+        f"checking {'everything' if full else 'how far to believe it'}: about {count:,} pictures are shown to the model"
+    )
+    return [one.trust(full=full, progress=within) for one in found]
+
+
+def _say(image: Path, place: Path, found: Sequence[Any], top: int, cards: Sequence[Any] = ()) -> None:
     from sightline.heatmap import cautions
     from sightline.render.panel import percent
 
@@ -192,16 +210,23 @@ def _say(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
         say(f"  {one.method} for {plain(one.label)}: {at} ({one.where()}, {one.raw.shape[0]}x{one.raw.shape[1]})")
     for warning in cautions(found):
         say(f"  note: {plain(warning, 600)}")
-    say(f"  picture: {plain(place / 'panel.png')}")
+    for one, card in zip(found, cards, strict=False):
+        say(f"  trust: the map for {plain(one.label)} is {card.verdict_in_words()}")
+        for check in card.checks:
+            say(f"    {check.name}: {check.outcome}; {plain(check.says, 600)}")
+    say(f"  picture: {plain(place / 'panel.png')}{' and trust.png' if cards else ''}")
 
 
-def _say_json(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
+def _say_json(image: Path, place: Path, found: Sequence[Any], top: int, cards: Sequence[Any] = ()) -> None:
     from sightline.heatmap import file_names
 
     first = found[0]
     maps = []
     for number, one in enumerate(found, 1):
-        maps.append(one.record({kind: str(place / name) for kind, name in file_names(number, len(found)).items()}))
+        files = {kind: str(place / name) for kind, name in file_names(number, len(found)).items()}
+        if not cards:
+            files.pop("trust")
+        maps.append(one.record(files) | ({"trust": cards[number - 1].record()} if cards else {}))
     line = {
         "image": str(image),
         "size": {"width": first.photo.width, "height": first.photo.height},
@@ -211,7 +236,8 @@ def _say_json(image: Path, place: Path, found: Sequence[Any], top: int) -> None:
     say(json.dumps(line))
 
 
-def _option(text: str, flag: str) -> tuple[str, Any]:
+def parsed_option(text: str, flag: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as JSON where it is some."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise MethodError(f"{flag} {text!r}; expected NAME=VALUE, such as samples=10")

@@ -93,6 +93,12 @@ def run(
     own_scale: OwnScale = False,
     weights: Weights = None,
     random_weights: RandomWeights = False,
+    trust: Annotated[
+        str | None,
+        typer.Option(
+            "--trust", metavar="[full]", help="Check how far to believe it: about 60 forwards, with full all."
+        ),
+    ] = None,
     output: Folder = DEFAULT_FOLDER,
     force: Force = False,
     skip_existing: SkipExisting = False,
@@ -123,4 +129,5 @@ def run(
         force=force,
         skip_existing=skip_existing,
         as_json=json,
+        trust=trust,
     )

@@ -36,6 +36,7 @@ class Probe:
         asked: the target.
         resolve: what a user calls a class -> the class, as for a target.
         score: images (N, C, H, W) -> scores (N,); optionally of another target, and in bfloat16.
+        output: images (N, C, H, W) -> what the model returns for them, logits (N, K).
         score_head: what-if outputs of the layer (N, C, h, w) -> scores (N,), with the trunk run on the one image.
         output_head: the same -> what the model returns, as `Adapter.logits` gives it.
         score_grad: images (N, C, H, W) -> (scores (N,), d score / d image (N, C, H, W)).
@@ -54,6 +55,7 @@ class Probe:
     asked: Asked
     resolve: Callable[[TargetSpec], Asked]
     score: Callable[..., Tensor]
+    output: Callable[[Tensor], Tensor]
     score_head: Callable[[Tensor], Tensor]
     output_head: Callable[[Tensor], Tensor]
     score_grad: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -133,6 +135,10 @@ def probe(
         if len(found) != count:
             raise ModelError(f"{adapter.name} gave {len(found)} rows for {count} questions")
         return found
+
+    def output(images: Tensor) -> Tensor:
+        with isolated(x), torch.no_grad():
+            return torch.cat(in_parts(images, lambda part: rows(run(plain, part), len(part))))
 
     def output_head(grids: Tensor) -> Tensor:
         with isolated(x), torch.no_grad():
@@ -237,6 +243,7 @@ def probe(
         asked=asked,
         resolve=lambda spec: resolve(spec, adapter, seen.output),
         score=score,
+        output=output,
         score_head=score_head,
         output_head=output_head,
         score_grad=score_grad,

@@ -119,6 +119,20 @@ def probabilities(output: Any) -> Tensor:
     return logits.softmax(dim=1)
 
 
+def probability_like(index: int, first: Any) -> Target:
+    """The probability of a class, read off every output as off the first: `probabilities` decides anew for each."""
+    logits = table(first).detach()
+    inside = logits.shape[1] > 1 and (is_normalised(logits) or are_independent(logits))
+
+    def score(output: Any) -> Tensor:
+        found = table(output)
+        if inside:
+            return found[:, index]
+        return (found.sigmoid() if found.shape[1] == 1 else found.softmax(dim=1))[:, index]
+
+    return score
+
+
 def is_normalised(logits: Tensor) -> bool:
     """Whether a model has its softmax inside, so that its output is probabilities already."""
     return bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())

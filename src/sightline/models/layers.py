@@ -202,6 +202,11 @@ def _known(model: nn.Module) -> _Known:
         return _LAYOUTS.setdefault(model, {})
 
 
+def adopt_layouts(stand_in: nn.Module, model: nn.Module) -> None:
+    """What running has shown about a model's layers holds for a stand-in with other weights, in which it may no longer show."""
+    _known(stand_in).update(_known(model))
+
+
 def _mixes(model: nn.Module) -> bool:
     """Whether a model may work on tokens or with its channels last."""
     kinds = [type(one).__name__.lower() for one in model.modules()]

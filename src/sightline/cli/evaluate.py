@@ -1,0 +1,174 @@
+"""`sightline evaluate`"""
+
+from __future__ import annotations
+
+import json as to_json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sightline.cli.bundles import parsed_option
+from sightline.cli.explain import Memory, ModelName, Options, RandomWeights, Weights
+from sightline.cli.output import plain, say, tell, waiting
+from sightline.errors import MetricError
+
+DEFAULT_FOLDER = Path("sightline-evaluation")
+
+
+def run(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, also in folders below.")],
+    model: ModelName = "bundled",
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--methods", "--method", metavar="NAME,...", help="See: sightline methods. [default: six of one pass]"
+        ),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metrics",
+            "--metric",
+            metavar="NAME,...",
+            help="See: sightline metrics. [default: deletion, insertion, drop, increase]",
+        ),
+    ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            "--labels", metavar="WHICH", help="predictions, folders (their names), or a CSV file: image,label."
+        ),
+    ] = "predictions",
+    masks: Annotated[
+        Path | None,
+        typer.Option("--masks", metavar="DIR", help="A mask a picture, of the same name; above 0 is the object."),
+    ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option("--boxes", metavar="FILE", help="A CSV file: image,left,top,right,bottom in pixels.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help="[default: chosen]")] = None,
+    option: Options = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--setting", metavar="METRIC.NAME=VALUE", help="Of a metric, such as deletion.step=224, the paper's."
+        ),
+    ] = None,
+    boards: Annotated[int, typer.Option("--boards", min=1, help="How many, for grid-pointing-game and di-full.")] = 50,
+    board_confidence: Annotated[
+        float,
+        typer.Option("--board-confidence", min=0, max=1, help="How sure the model must be of a picture on a board."),
+    ] = 0.8,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Only so many pictures, spread over the folder.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
+    memory: Memory = 512,
+    weights: Weights = None,
+    random_weights: RandomWeights = False,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="The run; the same command goes on where it was stopped."),
+    ] = DEFAULT_FOLDER,
+    force: Annotated[bool, typer.Option("--force", help="Start anew where another run stands.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The tables as JSON on stdout.")] = False,
+) -> None:
+    """Compare methods on a folder of pictures, beside maps that know nothing: tables, intervals, tests, plots."""
+    count = [0, 0]
+    try:
+        with waiting(f"loading {plain(model)}"):
+            from sightline.evaluation import evaluate
+            from sightline.evaluation.run import METHODS
+            from sightline.methods.registry import find
+            from sightline.models.load import load_model
+
+            chosen = _names(methods) or list(METHODS)
+            given = dict(parsed_option(text, "--option") for text in option or [])
+            options = {
+                name: {key: value for key, value in given.items() if key in find(name).options} for name in chosen
+            }
+            for key in given:
+                if not any(key in each for each in options.values()):
+                    raise MetricError(
+                        f"--option {key}: none of {', '.join(chosen)} has it; a metric's own is --setting METRIC.{key}=VALUE"
+                    )
+            adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layer)
+        with _progress() as watch:
+
+            def note(done: int, of: int, pictures: int) -> None:
+                count[:] = [done, of]
+                watch(done, of, pictures)
+
+            found = evaluate(
+                folder,
+                adapter,
+                output=output,
+                methods=chosen,
+                metrics=_names(metrics),
+                labels=labels,
+                masks=masks,
+                boxes=boxes,
+                layer=layer,
+                options={name: each for name, each in options.items() if each},
+                settings=_settings(setting or []),
+                boards=boards,
+                board_confidence=board_confidence,
+                limit=limit,
+                seed=seed,
+                force=force,
+                memory_mb=memory,
+                watch=note,
+            )
+    except KeyboardInterrupt:
+        done = f"{count[0]} of {count[1]}" if count[1] else "nothing yet"
+        tell(f"stopped; done: {done}. What is done is kept in {output}, and the same command goes on from there")
+        raise typer.Exit(130) from None
+    if json:
+        say(to_json.dumps(found.record()))
+    else:
+        say(found.markdown().rstrip())
+        say()
+        say(f"tables, tests, plots and every value: {plain(output)}")
+    if found.errors:
+        tell(f"{len(found.errors)} pictures could not be evaluated; their reasons are in {plain(output / 'table.md')}")
+        raise typer.Exit(1)
+
+
+def _names(given: Sequence[str] | None) -> list[str] | None:
+    """Names given again and again, or with commas between."""
+    names = [name.strip() for text in given or [] for name in text.split(",") if name.strip()]
+    return list(dict.fromkeys(names)) or None
+
+
+def _settings(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        metric, dot, rest = text.partition(".")
+        if not dot or "=" not in rest:
+            raise MetricError(f"--setting {text!r}; expected METRIC.NAME=VALUE, such as deletion.step=224")
+        name, value = parsed_option(rest, "--setting")
+        found.setdefault(metric, {})[name] = value
+    return found
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, int], None]]:
+    """A bar on stderr with the time left and the pictures shown to the model a second; nothing where no terminal is."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, of, pictures: None
+        return
+    columns = (
+        SpinnerColumn(),
+        *Progress.get_default_columns(),
+        TimeElapsedColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("evaluating", total=None, shown="")
+        yield lambda done, of, pictures: progress.update(task, completed=done, total=of, shown=f"{pictures:,} forwards")

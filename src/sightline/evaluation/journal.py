@@ -1,0 +1,128 @@
+"""A run's folder: what was planned, and a line for each thing that is done. A line is there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sightline.bundle import check_free, unicode_text
+from sightline.errors import OutputError
+
+SCHEMA = "sightline.evaluation/1"
+_LINES = "values.jsonl"
+
+
+@contextlib.contextmanager
+def opened(folder: Path, plan: Mapping[str, Any], force: bool) -> Iterator[Journal]:
+    """The folder of a run: a new one, or the one of the same plan that was stopped.
+
+    Raises:
+        OutputError: the folder is no run, is one of another plan, is being written by another process, or can't be written.
+    """
+    manifest = folder / "manifest.json"
+    try:
+        if _planned(manifest) is None or force:
+            check_free(folder, force)
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder):
+                for old in folder.iterdir():
+                    if old.is_file() and old.name != "lock":
+                        old.unlink()
+                written = folder / ".manifest.json"
+                written.write_text(
+                    unicode_text(json.dumps({"schema": SCHEMA, "plan": plan}, indent=1)), encoding="utf-8"
+                )
+                written.replace(manifest)
+                yield Journal(folder)
+            return
+        _check_same(folder, _planned(manifest), json.loads(json.dumps(plan)))
+        with _locked(folder):
+            yield Journal(folder)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"{folder} can't be written: {error.strerror or error}. Choose another place with -o"
+        ) from error
+
+
+def _planned(manifest: Path) -> Any:
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        return found["plan"] if found["schema"] == SCHEMA else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_same(folder: Path, old: Any, new: Any) -> None:
+    """Refuses to go on with another plan, and says in what they differ."""
+    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if not differ:
+        return
+    key = differ[0]
+    what = f"{key} was {_short(old.get(key))} and is {_short(new.get(key))}"
+    if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+        names = [name for name in {**old[key], **new[key]} if old[key].get(name) != new[key].get(name)]
+        what = f"{key}: {names[0]} was {_short(old[key].get(names[0]))} and is {_short(new[key].get(names[0]))}"
+        what += f", and {len(names) - 1} more differ" if len(names) > 1 else ""
+    raise OutputError(
+        f"{folder} holds a run of something else ({what}); take the same settings to go on, --force to start anew, or -o for another place"
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 100 else f"{text[:97]}..."
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process, however that ends."""
+    import fcntl
+
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"{folder} is being written by another process; wait for it, or choose another place with -o"
+            ) from error
+        yield
+
+
+class Journal:
+    """The lines of a run, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = folder / _LINES
+        self.lines: dict[str, dict[str, Any]] = {}
+        whole = 0
+        if self._file.exists():
+            with open(self._file, "rb") as opened_file:
+                for line in opened_file:
+                    if not line.endswith(b"\n"):
+                        break  # cut off while it was written
+                    found = json.loads(line)
+                    self.lines[found["name"]] = found
+                    whole += len(line)
+            os.truncate(self._file, whole)
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """One thing that is done; on the disk when this returns."""
+        line = {"name": name, **content}
+        with open(self._file, "ab") as opened_file:
+            opened_file.write(unicode_text(json.dumps(line)).encode() + b"\n")
+            opened_file.flush()
+            os.fsync(opened_file.fileno())
+        self.lines[name] = line
+
+    def place(self, name: str, content: bytes) -> None:
+        """A file beside, whole or not at all."""
+        written = self.folder / f".{name}"
+        written.write_bytes(content)
+        written.replace(self.folder / name)

@@ -1,0 +1,236 @@
+"""`evaluate`: methods compared on a set of pictures. It can be stopped at any time and goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import sightline
+from sightline.attribution import Model, adapter_of
+from sightline.engine.probe import MEMORY_MB
+from sightline.errors import ImageError, MethodError, MetricError, MissingExtraError, SightlineError
+from sightline.evaluation.items import PREDICTIONS, Item, find_items
+from sightline.evaluation.journal import Journal, opened
+from sightline.evaluation.picture import BOARDS, Ask, measured_board, measured_picture
+from sightline.evaluation.tables import Evaluation, write_tables
+from sightline.methods.registry import Function, Method, check_options, find
+from sightline.metrics.boards import draw_boards
+from sightline.metrics.measure import Settings, check_metrics
+from sightline.metrics.registry import Metric
+
+METHODS = ("grad-cam", "grad-cam++", "hires-cam", "xgrad-cam", "layer-cam", "eigen-cam")
+METRICS = ("deletion", "insertion", "average-drop", "increase-in-confidence")
+WITH_MASKS = ("pointing-game", "energy-pointing-game", "mass-in-mask", "iou")
+CURVE_STEPS = 14
+# Told (done, of all, pictures shown to the model so far).
+Watch = Callable[[int, int, int], None]
+
+
+def evaluate(
+    folder: str | os.PathLike[str],
+    model: Model = "bundled",
+    *,
+    output: str | os.PathLike[str],
+    methods: Sequence[str | Function | Method] = METHODS,
+    metrics: Sequence[str | Metric] | None = None,
+    labels: str = PREDICTIONS,
+    masks: str | os.PathLike[str] | None = None,
+    boxes: str | os.PathLike[str] | None = None,
+    layer: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    settings: Settings | None = None,
+    boards: int = 50,
+    board_size: int = 2,
+    board_confidence: float = 0.8,
+    limit: int = 0,
+    seed: int = 0,
+    force: bool = False,
+    memory_mb: float = MEMORY_MB,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Compares methods on a folder of pictures, each beside a random map and a centred blob.
+
+    What is done is kept in `output`: the same call goes on where it was stopped.
+
+    Args:
+        folder: pictures, also in folders below.
+        model: as in `explain`.
+        output: a folder for the run, new or of the same run.
+        methods: names, or functions.
+        metrics: names; deletion, insertion, average-drop and increase-in-confidence when left out, and the ones of place with
+            masks or boxes.
+        labels: "predictions", "folders" or a CSV file (see `items.find_items`).
+        masks: a folder of masks, one a picture.
+        boxes: a CSV file of boxes.
+        layer: as in `explain`, one.
+        options: of the methods, such as {"score-cam": {"samples": 20}}.
+        settings: of the metrics, such as {"deletion": {"step": 224}}. Curves of deletion and insertion have 14 steps when left out.
+        boards: how many, for grid-pointing-game and di-full.
+        board_size: pictures along each side of a board.
+        board_confidence: how sure the model must be of a picture on a board.
+        limit: only so many pictures, spread over the folder; 0 for all.
+        seed: of all that is random.
+        force: start anew where `output` holds another run.
+        memory_mb: as in `explain`.
+        watch: told (done, of all, pictures shown to the model so far).
+
+    Raises:
+        MissingExtraError: pyarrow or scipy is missing (the extra `evaluate`).
+        SightlineError: nothing could be evaluated; the message says why. A picture that fails is a row with its reason.
+    """
+    _check_extra()
+    adapter = adapter_of(model)
+    chosen = tuple(find(name) for name in methods)
+    if not chosen:
+        raise MethodError("nothing to compare: give at least one method")
+    if len({one.name for one in chosen}) < len(chosen):
+        raise MethodError("a method is named twice; name each once")
+    for name, given in (options or {}).items():
+        known = [one for one in chosen if one.name == name]
+        if not known:
+            raise MethodError(f"options are given for {name!r}, which is not among the methods")
+        check_options(known, given)
+    wanted = metrics if metrics is not None else (*METRICS, *(WITH_MASKS if masks or boxes else ()))
+    judged = tuple(check_metrics(wanted, settings or {}))
+    place = Path(masks) if masks else None, Path(boxes) if boxes else None
+    items = find_items(Path(folder), labels=labels, masks=place[0], boxes=place[1], limit=limit)
+    ask = Ask(
+        adapter,
+        chosen,
+        dict(options or {}),
+        judged,
+        _with_steps(judged, settings or {}, adapter),
+        layer,
+        seed,
+        memory_mb,
+    )
+    settled = {one.name: {**one.options, **ask.settings.get(one.name, {})} for one in judged}
+    plan = {
+        "sightline": sightline.__version__,
+        "torch": torch.__version__,
+        "model": {"name": adapter.name, **adapter.provenance, "weights": _fingerprint(adapter.module)},
+        "methods": {one.name: dict(ask.options.get(one.name, {})) for one in chosen},
+        "metrics": settled,
+        "labels": labels,
+        "masks": str(masks or boxes or ""),
+        "layer": layer or adapter.layer,
+        "seed": seed,
+        "boards": [boards, board_size, board_confidence] if _has_boards(judged) else [],
+        "pictures": {
+            one.name: [one.path.stat().st_size, one.path.stat().st_mtime_ns, one.label or ""] for one in items
+        },
+    }
+    with opened(Path(output), plan, force) as journal:
+        shown = [0]
+
+        def told(pictures: int) -> None:
+            shown[0] += pictures
+
+        def done(count: int, of: int) -> None:
+            if watch is not None:
+                watch(count, of, shown[0])
+
+        extra = boards if _has_boards(judged) else 0
+        if ask.plain_metrics() or extra:
+            _pictures(journal, items, ask, told, lambda count: done(count, len(items) + extra))
+        if extra:
+            sizes = (boards, board_size, board_confidence)
+            _boards(journal, items, ask, sizes, told, lambda count: done(len(items) + count, len(items) + extra))
+        found = Evaluation(
+            methods=tuple(one.name for one in chosen),
+            metrics=judged,
+            settings=settled,
+            model=adapter.name,
+            labels=labels,
+            rows=tuple(journal.lines.values()),
+        )
+        write_tables(found, journal)
+    return found
+
+
+def _pictures(
+    journal: Journal, items: Sequence[Item], ask: Ask, told: Callable[[int], None], done: Callable[[int], None]
+) -> None:
+    for count, item in enumerate(items, 1):
+        if item.name not in journal.lines:
+            try:
+                row = measured_picture(item, ask, told)
+            except (SightlineError, MemoryError) as error:
+                row = {"error": str(error) or "not enough memory"}
+            journal.write(item.name, row)
+        done(count)
+    if all("error" in line for line in journal.lines.values()):
+        name, line = next(iter(journal.lines.items()))
+        raise ImageError(f"none of {len(items)} pictures could be evaluated; the first, {name}: {line['error']}")
+
+
+def _boards(
+    journal: Journal,
+    items: Sequence[Item],
+    ask: Ask,
+    sizes: tuple[int, int, float],
+    told: Callable[[int], None],
+    done: Callable[[int], None],
+) -> None:
+    boards, n, least = sizes
+    good = [one for one in items if journal.lines[one.name].get("said") is not None]
+    said = [journal.lines[one.name] for one in good]
+    drawn = draw_boards(
+        [one["said"] for one in said],
+        [one["confidence"] for one in said],
+        n=n,
+        boards=boards,
+        least=least,
+        seed=ask.seed,
+    )
+    for count, board in enumerate(drawn, 1):
+        name = f"board {count}"
+        if name not in journal.lines:
+            try:
+                row = measured_board(board, dict(enumerate(good)), ask, told)
+            except SightlineError as error:
+                row = {"error": str(error)}
+            journal.write(name, row)
+        done(count)
+
+
+def _has_boards(metrics: Sequence[Metric]) -> bool:
+    return any(one.name in BOARDS for one in metrics)
+
+
+def _with_steps(metrics: Sequence[Metric], settings: Settings, adapter: Any) -> Settings:
+    """Fewer steps than the papers' in the curves of many pictures, unless somebody says how many pixels a step."""
+    width, height = (adapter.provenance.get("preprocessing") or {}).get("size", (224, 224))
+    step = -(-int(width) * int(height) // CURVE_STEPS)
+    coarse = {one.name: {"step": step} for one in metrics if one.name in ("deletion", "insertion")}
+    return {name: {**coarse.get(name, {}), **settings.get(name, {})} for name in {**coarse, **settings}}
+
+
+def _fingerprint(module: nn.Module) -> str:
+    """Of all weights and buffers, so that no run goes on with others."""
+    found = hashlib.blake2b(digest_size=12)
+    for name, one in module.state_dict().items():
+        found.update(name.encode())
+        if isinstance(one, torch.Tensor):
+            found.update(one.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _check_extra() -> None:
+    """Said before hours of work, not after."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("pyarrow", "scipy") if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"comparing methods needs the extra `evaluate` ({' and '.join(missing)}): pip install 'sightline[evaluate]'"
+        )
+
+
+__all__ = ["Evaluation", "MetricError", "evaluate"]

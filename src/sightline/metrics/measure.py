@@ -1,0 +1,129 @@
+"""`measure`: any metrics of any maps, of tensors. What a photograph needs beside that is in `Heatmap.measure`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from sightline.attribution import Origin, adapter_of, layer_names
+from sightline.engine.capture import capture as run_once
+from sightline.engine.capture import check_input
+from sightline.engine.probe import MEMORY_MB
+from sightline.engine.targets import TargetSpec, per_image
+from sightline.errors import MetricError, TargetError
+from sightline.methods.registry import Function, Method, find
+from sightline.metrics.case import Asking, Case, Told, asking, case, explainer
+from sightline.metrics.faithfulness import Explain
+from sightline.metrics.registry import Array, Measured, Metric, check_metric_options, find_metric, run_metric
+from sightline.models.adapter import Adapter
+
+Settings = Mapping[str, Mapping[str, Any]]
+
+
+def measure(
+    x: Tensor,
+    model: nn.Module | Adapter,
+    metrics: Sequence[str | Metric],
+    *,
+    maps: Tensor | np.ndarray[Any, Any] | None = None,
+    method: str | Function | Method = "grad-cam",
+    target: TargetSpec | Sequence[TargetSpec] | Tensor = None,
+    layer: str | Sequence[str] | None = None,
+    masks: Tensor | np.ndarray[Any, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+    memory_mb: float = MEMORY_MB,
+) -> list[dict[str, Measured]]:
+    """Says how good maps are, in figures that mean what their papers say.
+
+    Args:
+        x: ready inputs (B, C, H, W).
+        model: a module or adapter; never changed.
+        metrics: names (`sightline metrics`).
+        maps: (B, h, w) from anywhere, also from another library; made by `method` when left out.
+        method: as in `explain`. Metrics that ask for other maps ask this method.
+        target: as in `attribute`.
+        layer: as in `attribute`.
+        masks: (B, H, W) of true and false, where the object is.
+        options: of the method.
+        settings: options of the metrics, such as {"deletion": {"step": 448}}.
+        memory_mb: as in `explain`.
+
+    Returns:
+        For each image the metrics by name, each with its value, or the reason why it has none.
+    """
+    check_input(x)
+    chosen = check_metrics(metrics, settings or {})
+    adapter, way = adapter_of(model), find(method)
+    layers = layer_names(layer)
+    specs = targets_of(target, len(x))
+    given, objects = _given(maps, len(x), "maps"), _given(masks, len(x), "masks")
+    found = []
+    for image, spec in enumerate(specs):
+        (seen,) = run_once(adapter, x[image : image + 1], layers[:1])
+        (asked,) = per_image([spec], adapter, seen.output, 1)
+        names = (seen.layer, *(name or seen.layer for name in layers[1:]))
+        origin = Origin(adapter, way, asked, names, options or {}, memory_mb)
+        about = asking(adapter, seen, asked, memory_mb=memory_mb)
+        explain = explainer(about, origin)
+        if given is None:
+            shown, raw = explain(signed=False)[0], explain()[0]
+        else:
+            shown = raw = given[image]
+        mask = None if objects is None else objects[image] > 0
+        found.append(run_metrics(chosen, case(shown, about, raw=raw, explain=explain, mask=mask), settings or {}))
+    return found
+
+
+def targets_of(target: TargetSpec | Sequence[TargetSpec] | Tensor, batch: int) -> list[TargetSpec]:
+    """One for each image of a batch."""
+    if isinstance(target, Tensor | np.ndarray):
+        target = cast(Sequence[TargetSpec], target.tolist())
+    if not isinstance(target, list | tuple):
+        return [cast(TargetSpec, target)] * batch
+    if len(target) != batch:
+        raise TargetError(f"{len(target)} targets for {batch} images; give one target for all, or exactly one an image")
+    return list(target)
+
+
+def _given(values: Tensor | np.ndarray[Any, Any] | None, batch: int, of: str) -> Array | None:
+    if values is None:
+        return None
+    found = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if found.ndim != 3 or len(found) != batch:
+        raise MetricError(f"{of} are of shape {found.shape}; expected one (h, w) for each of {batch} images")
+    if found.dtype != bool and not np.isfinite(found).all():
+        raise MetricError(f"{of} hold NaN or infinity")
+    return found.astype(np.float64)
+
+
+def check_metrics(metrics: Sequence[str | Metric], settings: Settings) -> list[Metric]:
+    """The metrics of these names, with their settings known to fit."""
+    if isinstance(metrics, str) or not metrics:
+        raise MetricError(f"metrics are {metrics!r}; expected a list of names, such as ['deletion', 'insertion']")
+    chosen = [find_metric(name) for name in metrics]
+    for name in settings:
+        known = [one for one in chosen if one.name == name]
+        if not known:
+            raise MetricError(
+                f"settings are given for {name!r}, which is not measured; measured are {', '.join(one.name for one in chosen)}"
+            )
+        check_metric_options(known[0], settings[name])
+    return chosen
+
+
+def run_metrics(chosen: Sequence[Metric], one: Case, settings: Settings) -> dict[str, Measured]:
+    """Several metrics of one case."""
+    return {each.name: run_metric(each, one, settings.get(each.name)) for each in chosen}
+
+
+def asked_again(origin: Origin, x: Tensor, told: Told | None = None) -> tuple[Asking, Explain]:
+    """The picture (1, C, H, W) run once more: what may be asked about it, and the method that made the map."""
+    (seen,) = run_once(origin.adapter, x, [origin.layers[0]])
+    if told is not None:
+        told(1)
+    about = asking(origin.adapter, seen, origin.target, memory_mb=origin.memory_mb, told=told)
+    return about, explainer(about, origin, told)

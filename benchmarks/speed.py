@@ -426,6 +426,136 @@ def memory(kinds: Sequence[str], head: str) -> str:
     return table([head, "peak above the start", "of the forward's"], rows)
 
 
+def speed_of_metrics(rounds: int) -> str:
+    """Deletion and insertion beside the forwards they need, road beside pytorch-grad-cam's, and a whole evaluation."""
+    return "\n".join([_curves_beside_forwards(rounds), _road_beside_peer(rounds), _evaluation_beside_forwards()])
+
+
+def _demo_pictures() -> list[Path]:
+    import sightline
+
+    return sorted((Path(sightline.__file__).parent / "data" / "demo").glob("*.jpg"))
+
+
+def _curves_beside_forwards(rounds: int) -> str:
+    import sightline
+
+    rows = []
+    adapters = {
+        "bundled": sightline.load_model(),
+        "resnet18": sightline.load_model("torchvision:resnet18", random_weights=True),
+    }
+    for name, adapter in adapters.items():
+        heatmap = sightline.explain(_demo_pictures()[0], adapter)
+        x, _ = adapter.preprocess(heatmap.photo)
+        many = x[None].expand(449, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+
+        def forwards(adapter: object = adapter, many: Tensor = many) -> None:
+            with torch.inference_mode():
+                for part in many.split(16):
+                    adapter.module(part)
+
+        def both(heatmap: object = heatmap) -> None:
+            heatmap.measure(["deletion", "insertion"])
+
+        found = ratios({"449 forwards": forwards, "both": both}, rounds)
+        rows.append([name, shown(found["both"]), f"{1 / found['both'][0]:.2f}", f"{found['both'][3]:.1f} s"])
+    head = [
+        "deletion and insertion, 224 steps each",
+        "of 449 forwards in batches of 16",
+        "share of their throughput",
+        "seconds",
+    ]
+    return table(head, rows)
+
+
+def _road_beside_peer(rounds: int) -> str:
+    import numpy as np
+    from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+
+    from sightline.metrics.faithfulness import SHARES, ranks
+    from sightline.metrics.imputation import impute
+    from sightline.metrics.maps import enlarged, random_map
+
+    x = torch.rand(3, 224, 224)
+    peer = NoisyLinearImputer(noise=0)
+    rows = []
+    for name, heat in (
+        ("coarse map, 7 x 7", enlarged(random_map((7, 7)), (224, 224))),
+        ("noise", random_map((224, 224))),
+    ):
+        rank = ranks(heat)
+        counts = torch.tensor([round(share * heat.size) for share in SHARES])[:, None, None]
+        missing = torch.cat([rank < counts, rank >= heat.size - counts])  # most, and least relevant first
+        runs: dict[str, Run] = {
+            "sightline": lambda missing=missing: impute(x, missing),
+            "pytorch-grad-cam": lambda missing=missing: [peer(x, (~one).float()) for one in missing],
+        }
+        found = ratios(runs, rounds)
+        differ = np.abs(torch.stack(runs["pytorch-grad-cam"]()).numpy() - impute(x, missing).numpy()).max()
+        rows.append(
+            [
+                name,
+                f"{found['sightline'][3]:.2f} s",
+                f"{found['pytorch-grad-cam'][3]:.2f} s",
+                shown(found["pytorch-grad-cam"]),
+                f"{differ:.0e}",
+            ]
+        )
+    head = ["road: 18 imputations of one picture", "sightline", "pytorch-grad-cam", "ratio", "largest difference"]
+    return table(head, rows)
+
+
+def _evaluation_beside_forwards() -> str:
+    import tempfile
+
+    import sightline
+    from sightline.data.images import read_image
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "pictures"
+        folder.mkdir()
+        for picture in _demo_pictures():
+            image = read_image(picture)[0]
+            for turn in range(4):
+                image.rotate(90 * turn, expand=True).save(folder / f"{picture.stem}-{turn}.jpg")
+        adapter = sightline.load_model()
+        counted = [0]
+
+        def watch(_done: int, _of: int, pictures: int) -> None:
+            counted[0] = pictures
+
+        methods = ["grad-cam", "grad-cam++", "hires-cam", "layer-cam", "eigen-cam", "eigengrad-cam"]
+        sightline.evaluate(folder, adapter, output=Path(place) / "warm", methods=methods, limit=1)
+        started = time.perf_counter()
+        sightline.evaluate(folder, adapter, output=Path(place) / "run", methods=methods, watch=watch)
+        taken = time.perf_counter() - started
+        x = torch.rand(13, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+        run = forward(adapter.module, x)
+        run()
+        started = time.perf_counter()
+        for _ in range(round(counted[0] / 13)):
+            run()
+        alone = time.perf_counter() - started
+    row = [
+        "12 pictures, 6 methods, 4 metrics",
+        f"{counted[0]:,}",
+        f"{taken:.1f} s",
+        f"{alone:.1f} s",
+        f"{taken / alone:.2f}",
+    ]
+    return table(
+        [
+            "evaluate, tables and plots included",
+            "pictures shown to the model",
+            "evaluate",
+            "those forwards alone",
+            "ratio",
+        ],
+        [row],
+    )
+
+
 def start_up() -> str:
     commands = {
         "import sightline": [sys.executable, "-c", "import sightline"],
@@ -490,6 +620,7 @@ def main() -> None:
         "Vision transformers": lambda: (
             speed_of_transformers(rounds, "cpu") + "\n" + memory(vit, "timm's ViT-B/16, batch 8")
         ),
+        "Metrics": lambda: speed_of_metrics(rounds),
         "Memory": lambda: memory(peers, "resnet50, batch 32"),
         "Start": start_up,
     }

@@ -32,6 +32,7 @@ class Origin:
         adapter: the model.
         method: what made the map, with its `options`.
         target: what it explains.
+        x: the picture as the model's input (1, C, H, W), on the CPU.
         layers: names of the layers it was made of.
         memory_mb: about how much one forward may need.
     """
@@ -39,6 +40,7 @@ class Origin:
     adapter: Adapter
     method: Method
     target: Asked
+    x: Tensor
     layers: tuple[str, ...]
     options: Mapping[str, Any]
     memory_mb: float = MEMORY_MB

@@ -172,7 +172,8 @@ def compare(
                     continue
                 if one.needs in WHOLE and looked.named:
                     notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
-                origin = Origin(adapter, one, target[0], tuple(seen.layer for seen in here), taken, memory_mb)
+                names = tuple(seen.layer for seen in here)
+                origin = Origin(adapter, one, target[0], seen[0].input.cpu(), names, taken, memory_mb)
                 found.append(_heatmap(origin, looked, here, maps, notes, where))
     if not found:
         raise MethodError("; ".join(left_out))

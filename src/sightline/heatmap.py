@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
-from torch import Tensor
 
-from sightline.attribution import Origin, input_of
+from sightline.attribution import Origin
 from sightline.bundle import png, unicode_text, whole_folder, write_manifest
 from sightline.engine.probe import Progress
 from sightline.errors import ModelError, OutputError
@@ -152,9 +151,9 @@ class Heatmap:
         Raises:
             ModelError: the map has no model to ask, as after unpickling.
         """
-        origin, x = self._asked_again()
+        origin = self._known_origin()
         raw, signed = self.raw.astype(np.float64), self.signed_raw.astype(np.float64)
-        card = check(origin, x, raw, signed, full=full, seed=seed, progress=progress)
+        card = check(origin, raw, signed, full=full, seed=seed, progress=progress)
         return dataclasses.replace(
             card, warnings=self.warnings, title=self.title(), caption=self.caption(), overlay=_tile(self, "heat", None)
         )
@@ -173,7 +172,7 @@ class Heatmap:
             MetricError: no such metric or option, or a mask of another size.
         """
         chosen = check_metrics(metrics, settings or {})
-        about, explain = asked_again(*self._asked_again())
+        about, explain = asked_again(self._known_origin())
         placed = None
         if mask is not None:
             mask = np.asarray(mask) > 0
@@ -182,10 +181,10 @@ class Heatmap:
         one = case(raw, about, raw=signed, explain=explain, placed=placed, mask=mask)
         return run_metrics(chosen, one, settings or {})
 
-    def _asked_again(self) -> tuple[Origin, Tensor]:
+    def _known_origin(self) -> Origin:
         if self.origin is None:
             raise ModelError("this map no longer knows its model (it was stored); explain the picture again")
-        return self.origin, input_of(self.origin.adapter, self.photo)[0]
+        return self.origin
 
     def save(
         self, folder: str | os.PathLike[str], *, style: str = "heat", colormap: str | None = None, force: bool = False

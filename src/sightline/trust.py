@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from sightline.attribution import Origin
 from sightline.engine.attention import WANTED
@@ -241,7 +240,6 @@ def _price(origin: Origin) -> int:
 
 def check(
     origin: Origin,
-    x: Tensor,
     shown: Array,
     signed: Array,
     *,
@@ -253,7 +251,6 @@ def check(
 
     Args:
         origin: how the map came about.
-        x: the picture as the model's input (1, C, H, W).
         shown: (h, w), the map as its method gives it.
         signed: (h, w), the same before anything was cut off below 0.
         full: everything, at the papers' resolution, instead of about 60 forwards.
@@ -268,7 +265,7 @@ def check(
         if progress is not None:
             progress(min(count[0], total - 1), total)
 
-    about, explain = asked_again(origin, x, told)
+    about, explain = asked_again(origin, told)
     one = case(shown, about, raw=signed, explain=explain)
     cheap = full or _price(origin) <= 1
     found_curves = _faithfulness(about, shown, plan, seed)

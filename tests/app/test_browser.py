@@ -73,6 +73,27 @@ def drawn(page: Any, panes: int = 1, says: str = "") -> None:
     )
 
 
+def test_a_person_asks_how_far_to_believe_the_map(page: Any, server: Any, tmp_path: Path) -> None:
+    opened(page, server.url, DEMO / "coffee.jpg")
+    page.locator("text=How far to believe it?").click()
+    page.click("#check")
+    page.wait_for_function(
+        "() => document.querySelector('#verdict textarea').value.includes('by the checks')", timeout=60000
+    )
+    verdict = page.locator("#verdict textarea").input_value()
+    for check in ("evidence", "faithfulness", "class sensitivity", "randomisation", "agreement"):
+        assert f"{check}: " in verdict
+    page.wait_for_function("() => document.querySelector('#card img')?.naturalWidth > 700", timeout=30000)
+    page.locator("#card").scroll_into_view_if_needed()
+    page.screenshot(path=tmp_path / "card.png")
+    page.locator("#beside input").fill("goldfish")
+    page.keyboard.press("Enter")
+    drawn(page, panes=2, says="goldfish")
+    page.wait_for_function("() => document.querySelector('#verdict textarea').value === ''", timeout=30000)
+    assert page.locator("#card img").count() == 0
+    assert not server.connections.exists(), server.connections.read_text()
+
+
 def test_a_person_uploads_clicks_compares_saves_and_goes_back(page: Any, server: Any, tmp_path: Path) -> None:
     opened(page, server.url, DEMO / "cat.jpg")
     first = page.locator("#answer .sightline-sentence").inner_text()

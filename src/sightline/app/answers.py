@@ -26,6 +26,7 @@ from sightline.heatmap import Heatmap, cautions, save, share_scale, viewer
 from sightline.methods.registry import ONE_PASS, list_methods
 from sightline.models.adapter import Adapter
 from sightline.models.layers import candidates
+from sightline.trust import TrustCard
 
 LARGEST = 2400  # pixels of the longer side of what is shown and saved
 MODES = ("one", "methods", "layers", "models")
@@ -125,6 +126,24 @@ def ask(offer: Offer, question: Question, progress: Progress | None = None) -> A
                 raise ImageError("there is not enough memory for this picture; choose a smaller one") from error
             _keep(offer.answers, key, known)
         return known
+
+
+def checked(offer: Offer, question: Question, progress: Progress | None = None) -> TrustCard:
+    """How far to believe the first map of an answer.
+
+    Raises:
+        SightlineError: as for `ask`.
+    """
+    first = ask(offer, question, progress).maps[0]
+
+    def told(done: int, of: int) -> None:
+        if offer.closing.is_set():
+            raise SightlineError("the server is being stopped")
+        if progress is not None:
+            progress(done, of)
+
+    with offer.lock:
+        return first.trust(progress=told)
 
 
 def look_at(offer: Offer, model: str, picture: str, layer: str | None = None) -> Look:

@@ -16,6 +16,7 @@ from sightline.app.answers import (
     as_python,
     as_zip,
     ask,
+    checked,
     class_names,
     layer_names,
     look_at,
@@ -23,6 +24,7 @@ from sightline.app.answers import (
     predictions,
     problem,
 )
+from sightline.bundle import png
 from sightline.errors import SightlineError
 from sightline.methods.registry import ONE_PASS, list_methods, one_pass
 from sightline.render.viewer import script, style_sheet
@@ -45,6 +47,13 @@ const show = () => window.sightlineAnswer(element, props.value);
 watch('value', show);
 show();
 """
+
+
+# The picture itself comes with the answer: files are served to those alone who brought them.
+CARD = (
+    """${value ? `<img alt="The trust card: what the verdict says, with its curves" style="width: 100%" """
+    """src="data:image/png;base64,${value}">` : ""}"""
+)
 
 
 def head() -> str:
@@ -124,6 +133,26 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             *show(history, list(given.values()), visit, progress),
         )
 
+    def check(visit: str, *values: Any, progress: Any = gr.Progress()) -> Any:  # noqa: B008 - read by Gradio
+        """The trust card of the first map that is shown: the verdict in words, and the picture."""
+        question = _question(*values)
+        if not question.picture:
+            return "Choose a picture first.", None
+
+        def told(done: int, of: int) -> None:
+            if visit in stopped:
+                raise SightlineError(STOPPED)
+            progress((done, of), desc="checking", unit="pictures")
+
+        stopped.discard(visit)
+        try:
+            card = checked(offer, question, told)
+        except SightlineError as error:
+            return _short(error), None
+        lines = [f"{one.name}: {one.outcome} ({one.says})" for one in card.checks]
+        picture = base64.b64encode(png(card.panel())).decode("ascii")
+        return "\n".join([f"{card.title}: the map is {card.verdict_in_words()}.", *lines]), picture
+
     def save_all(*values: Any) -> str:
         question = _question(*values)
         if not question.picture:
@@ -189,6 +218,10 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                 with gr.Row():
                     save_button = gr.Button("Save maps and pictures (.zip)", elem_id="save")
                     stop_button = gr.Button("Stop", elem_id="stop", scale=0, min_width=90)
+                with gr.Accordion("How far to believe it?", open=False):
+                    check_button = gr.Button("Check the map (about 60 more looks)", elem_id="check")
+                    verdict = gr.Textbox(label="Verdict", lines=6, interactive=False, elem_id="verdict")
+                    card = gr.HTML(value=None, html_template=CARD, apply_default_css=False, elem_id="card")
                 with gr.Accordion("Method and layer", open=False):
                     method = gr.Dropdown(methods, value="grad-cam", label="Method", elem_id="method")
                     layer = gr.Dropdown([CHOSEN], value=CHOSEN, label="Layer", allow_custom_value=True, elem_id="layer")
@@ -226,6 +259,11 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         for tab, name in ((tab_one, "one"), (tab_methods, "methods"), (tab_layers, "layers"), (tab_models, "models")):
             then_answer(tab.select(lambda name=name: name, None, mode, **free))
         page.load(lambda: secrets.token_hex(8), None, visit, **free)
+        check_button.click(
+            check, [visit, *asked], [verdict, card], **{**quiet, "show_progress": "full", "show_progress_on": [verdict]}
+        )
+        # A verdict is about the map that it was asked for.
+        shown.change(lambda: ("", None), None, [verdict, card], **free)
         stop_button.click(lambda visit: stopped.add(visit) if visit else None, visit, None, **free)
         save_button.click(save_all, asked, packed, show_progress="minimal", **quiet).success(
             None, packed, None, js="(text) => { window.sightlineSave(text); }", api_visibility="private"

@@ -66,7 +66,7 @@ def measured_picture(item: Item, ask: Ask, told: Told | None = None) -> dict[str
     maps: dict[str, Array] = {}
     for method in ask.methods:
         options = ask.options.get(method.name, {})
-        origin = Origin(ask.adapter, method, target, (seen.layer,), options, ask.memory_mb)
+        origin = Origin(ask.adapter, method, target, seen.input, (seen.layer,), options, ask.memory_mb)
         try:
             signed = map_of(method, ask.adapter, seen, [target], options, ask.memory_mb, None, [], [])
             raw = signed[0].double().cpu().numpy()

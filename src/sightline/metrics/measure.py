@@ -18,7 +18,7 @@ from sightline.methods.registry import Function, Method, find
 from sightline.metrics.case import Asking, Case, Told, asking, case, explainer
 from sightline.metrics.faithfulness import Explain
 from sightline.metrics.registry import Array, Measured, Metric, check_metric_options, find_metric, run_metric
-from sightline.models.adapter import Adapter
+from sightline.models.adapter import Adapter, like_weights
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -66,7 +66,7 @@ def measure(
         (seen,) = run_once(adapter, x[image : image + 1], layers[:1])
         (asked,) = per_image([spec], adapter, seen.output, 1)
         names = (seen.layer, *(name or seen.layer for name in layers[1:]))
-        origin = Origin(adapter, way, asked, names, options or {}, memory_mb)
+        origin = Origin(adapter, way, asked, seen.input, names, options or {}, memory_mb)
         about = asking(adapter, seen, asked, memory_mb=memory_mb)
         explain = explainer(about, origin)
         if given is None:
@@ -120,9 +120,9 @@ def run_metrics(chosen: Sequence[Metric], one: Case, settings: Settings) -> dict
     return {each.name: run_metric(each, one, settings.get(each.name)) for each in chosen}
 
 
-def asked_again(origin: Origin, x: Tensor, told: Told | None = None) -> tuple[Asking, Explain]:
-    """The picture (1, C, H, W) run once more: what may be asked about it, and the method that made the map."""
-    (seen,) = run_once(origin.adapter, x, [origin.layers[0]])
+def asked_again(origin: Origin, told: Told | None = None) -> tuple[Asking, Explain]:
+    """The picture run once more: what may be asked about it, and the method that made the map."""
+    (seen,) = run_once(origin.adapter, like_weights(origin.x, origin.adapter.module), [origin.layers[0]])
     if told is not None:
         told(1)
     about = asking(origin.adapter, seen, origin.target, memory_mb=origin.memory_mb, told=told)

@@ -20,7 +20,7 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "methods
 
 from test_planted_transformer import train  # noqa: E402
 
-from scenes import SIDE, draw  # noqa: E402
+from sightline.testing.scenes import SIDE, draw  # noqa: E402
 
 METHODS = ["grad-cam", "hires-cam", "layer-cam", "attention-rollout", "attention-grad", "le-grad", "eigen-cam"]
 COLOURS = ("red", "green", "blue", "yellow")

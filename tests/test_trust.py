@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sightline
 from conftest import Tokens, assert_untouched, seeded
+from sightline.cli.doctor import DEMO as CAT
 from sightline.errors import MetricError, ModelError
 from sightline.heatmap import Heatmap
 from sightline.models.adapter import Adapter
@@ -93,6 +94,12 @@ def test_an_edge_detector_fails_because_random_weights_leave_it_as_it_is(
     assert card.randomisation is not None
     assert card.randomisation.scores == pytest.approx(1)
     assert list(card.classes.values()) == pytest.approx([1, 1])
+
+
+def test_on_the_bundled_model_grad_cam_passes_randomisation_and_an_edge_detector_fails() -> None:
+    model = sightline.load_model()
+    for method, outcome in (("grad-cam", "passed"), (edges, "failed")):
+        assert outcomes(sightline.explain(CAT, model, method=method).trust())["randomisation"] == outcome
 
 
 def test_a_map_of_the_wrong_place_is_not_supported(good: Heatmap) -> None:

@@ -7,6 +7,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,6 +73,21 @@ def test_the_pages_of_methods_are_the_registrys() -> None:
     assert {one.name: one.read_text(encoding="utf-8") for one in folder.glob("*.md")} == made["pages"](), advice
 
 
+def test_the_table_of_metrics_is_the_registrys() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "metric_pages.py"))
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert made["table"]() in page, "run: python docs/metric_pages.py"
+
+
+@pytest.mark.parametrize("page", ["metrics.md", "trust.md", "evaluation.md"])
+def test_python_in_the_pages_about_judging_runs(folder: Path, page: str) -> None:
+    # In a process of its own: a page may register a metric.
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_links_of_the_documents_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
@@ -79,8 +95,6 @@ def test_links_of_the_documents_lead_somewhere() -> None:
 
 
 def test_no_file_names_a_registry_or_a_path_of_one_machine() -> None:
-    import subprocess
-
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")

@@ -106,6 +106,7 @@ class Apart(nn.Module):
         self.model = adapter.module
         self.board = nn.Identity()
         self.layer, self.n, self.logits = layer, n, adapter.logits
+        self.training = self.board.training = False  # not by eval(), which would reach the model
 
     def forward(self, x: Tensor) -> Tensor:
         """Boards (B, C, n * H, n * W) -> logits (B, n * n * K)."""
@@ -125,10 +126,9 @@ class Apart(nn.Module):
 def apart(adapter: Adapter, layer: str, n: int) -> Adapter:
     """An adapter for boards of n x n pictures that the model can't mix."""
     module = Apart(adapter, layer, n)
-    module.train(adapter.module.training) if adapter.module.training else None
     return Adapter(
         name=f"{adapter.name} on boards of {n} x {n}",
-        module=module.eval() if not adapter.module.training else module,
+        module=module,
         layer=BOARD_LAYER,
         layer_reason="the cells of the model's layer put together",
         logits=unwrap,

@@ -73,7 +73,7 @@ def asking(
         if len(pictures) > 1:
             return run(pictures)
         # Many metrics and maps ask about the same whole, emptied or masked picture.
-        key = blake2b(pictures.contiguous().cpu().numpy().tobytes(), digest_size=16).digest()
+        key = blake2b(pictures.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
         if key not in remembered:
             remembered[key] = run(pictures)
         return remembered[key]
@@ -84,8 +84,10 @@ def asking(
             first = torch.full_like(scores, torch.nan)
         else:
             logits = ask.output(pictures)
-            scores = chance(logits.float()).double().cpu()
-            first = (logits.argmax(dim=1) == target.index).double().cpu()  # type: ignore[attr-defined]
+            scores = chance(logits.double()).cpu()
+            # Of one logit the class is the first where it is more likely than not.
+            one = logits.shape[1] == 1
+            first = (scores > 0.5 if one else logits.cpu().argmax(dim=1).eq(target.index or 0)).double()
         if told is not None:
             told(len(pictures))
         return scores, first

@@ -191,7 +191,7 @@ def average_drop(heat: Array, x: Tensor, score: Score) -> float:
         x: (1, C, H, W).
         score: pictures -> probabilities.
     """
-    whole, left = _with_and_without(heat, x, score)
+    whole, left = _chances(heat, x, score)
     if whole == 0:
         raise UndefinedError("the whole picture has a score of 0, from which nothing can drop")
     return max(0.0, whole - left) / whole
@@ -223,7 +223,7 @@ def average_gain(heat: Array, x: Tensor, score: Score) -> float:
 
     Args: as for `average_drop`.
     """
-    whole, left = _with_and_without(heat, x, score)
+    whole, left = _chances(heat, x, score)
     if whole == 1:
         raise UndefinedError("the whole picture has a probability of 1, and nothing can be gained")
     return max(0.0, left - whole) / (1 - whole)
@@ -257,6 +257,14 @@ def _with_and_without(heat: Array, x: Tensor, score: Score) -> tuple[float, floa
     return float(score(x)[0]), float(score(_masked(heat, x))[0])
 
 
+def _chances(heat: Array, x: Tensor, score: Score) -> tuple[float, float]:
+    """The same, where they can be probabilities; of a margin or a logit no share can be told."""
+    whole, left = _with_and_without(heat, x, score)
+    if not (0 <= whole <= 1 and 0 <= left <= 1):
+        raise UndefinedError(f"the score is no probability ({whole:.3g} and {left:.3g}), so that it has no share")
+    return whole, left
+
+
 def _masked(heat: Array, x: Tensor) -> Tensor:
     _check_size(heat, x)
     return x * torch.from_numpy(scaled(heat)).to(x)
@@ -287,9 +295,9 @@ def infidelity(
     """
     _check_size(heat, x)
     h, w = heat.shape
+    if not 0 < size <= 1 or samples < 2:
+        raise MetricError(f"samples {samples} and size {size}; expected at least 2, and above 0 and at most 1")
     side = max(1, round(size * min(h, w)))
-    if side > min(h, w) or samples < 2:
-        raise MetricError(f"{samples} squares of {side} pixels; expected at least 2, no larger than the picture")
     rng = np.random.default_rng(seed)
     tops, lefts = rng.integers(h - side + 1, size=samples), rng.integers(w - side + 1, size=samples)
     told = np.array([heat[top : top + side, left : left + side].sum() for top, left in zip(tops, lefts, strict=True)])
@@ -329,6 +337,8 @@ def max_sensitivity(x: Tensor, explain: Explain, *, radius: float = 0.02, sample
         samples: noisy pictures.
         seed: of the noise.
     """
+    if not radius > 0:
+        raise MetricError(f"option radius is {radius}; expected above 0: without noise nothing is asked")
     noise = np.random.default_rng(seed).uniform(-radius, radius, (samples, *x.shape[1:]))
     own = explain(x, signed=False)[0]
     length = float(np.linalg.norm(own))

@@ -25,6 +25,8 @@ def pointing_game(placed: Array, mask: Mask, *, tolerance: int = 15) -> float:
         mask: (H, W), the object.
         tolerance: in pixels of the mask. A map without any positive value is a miss.
     """
+    if tolerance < 0:
+        raise MetricError(f"option tolerance is {tolerance}; expected 0 pixels or more")
     heat = _checked(placed, mask)
     highest = heat.max()
     if highest <= 0:
@@ -71,12 +73,18 @@ def mass_in_mask(placed: Array, mask: Mask) -> float:
 
 @metric("iou", better="higher", reference="Selvaraju et al. 2017, arXiv:1610.02391: 15 % of the maximum")
 def iou(placed: Array, mask: Mask, *, threshold: float = 0.15) -> float:
-    """How well the map's strong part (above a share of its maximum) covers the object: intersection over union, 0 to 1."""
+    """How well the map's strong part (above a share of its maximum) covers the object: intersection over union, 0 to 1.
+
+    Args:
+        placed: (H, W), NaN where the model never looked.
+        mask: (H, W), the object.
+        threshold: the share of the map's maximum from which on a pixel is strong.
+    """
     heat = _checked(placed, mask)
-    if not heat.max() > 0:
-        raise UndefinedError("the map is empty: it has no strong part")
     if not 0 < threshold <= 1:
         raise MetricError(f"option threshold is {threshold}; expected a share of the maximum, above 0 and at most 1")
+    if not heat.max() > 0:
+        raise UndefinedError("the map is empty: it has no strong part")
     strong = (heat >= threshold * heat.max()) & np.isfinite(placed)
     return float((strong & mask).sum() / (strong | mask).sum())
 
@@ -90,6 +98,10 @@ def grid_pointing_game(heat: Array, cell: tuple[int, int]) -> float:
         cell: (number of the picture, row by row; n).
     """
     number, n = cell
+    if not 0 <= number < n * n or heat.shape[0] % n or heat.shape[1] % n:
+        raise MetricError(
+            f"picture {number} of a board of {n} x {n} on a map of {heat.shape}; expected one of {n * n} equal cells"
+        )
     positive = np.maximum(heat, 0)
     if not positive.sum() > 0:
         raise UndefinedError("the map is empty: it has no heat that could lie anywhere")

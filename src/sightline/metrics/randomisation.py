@@ -14,7 +14,7 @@ from sightline.metrics.faithfulness import Explain
 from sightline.metrics.maps import spearman
 from sightline.metrics.registry import Array, Curve, metric
 from sightline.models.layers import adopt_layouts
-from sightline.models.twin import twin
+from sightline.models.twin import isolated, twin
 
 
 @metric(
@@ -75,7 +75,7 @@ def _from_the_top(module: nn.Module, x: Tensor) -> list[str]:
         return hook
 
     names = dict(module.named_modules())
-    with torch.no_grad():
+    with isolated(x), torch.no_grad():
         twin(module, {name: note(name) for name in names if name})(x)
     own = [name for name, one in names.items() if any(True for _ in one.parameters(recurse=False))]
 
@@ -128,6 +128,8 @@ def random_logit(raw: Array, explain: Explain, others: tuple[int, int], *, class
 
 def other_classes(others: tuple[int, int], classes: int, seed: int) -> list[int]:
     """So many classes drawn from all but the target's own; all of them where there are fewer."""
+    if classes < 1:
+        raise MetricError(f"option classes is {classes}; expected at least 1")
     own, count = others
     drawn = np.random.default_rng(seed).permutation(np.delete(np.arange(count), own))[:classes]
     return [int(one) for one in drawn]

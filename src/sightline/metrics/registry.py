@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
+import torch
 
 from sightline.errors import MethodError, MetricError, UndefinedError, did_you_mean
 from sightline.methods.registry import check_settings, keywords
@@ -181,6 +183,10 @@ def check_metric_options(of: Metric, options: Mapping[str, Any]) -> None:
         raise MetricError(str(error)) from None
 
 
+def _cuda_precise() -> Any:
+    return torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
+
+
 def run_metric(chosen: Metric, case: Any, options: Mapping[str, Any] | None = None) -> Measured:
     """The metric of one case (an object with the attributes that the metric takes, such as `metrics.case.Case`).
 
@@ -191,8 +197,17 @@ def run_metric(chosen: Metric, case: Any, options: Mapping[str, Any] | None = No
     given = {name: getattr(case, name, None) for name in chosen.needs}
     if missing := [PARTS[name] for name, value in given.items() if value is None]:
         raise MetricError(f"{chosen.name} needs {' and '.join(dict.fromkeys(missing))}, which is not there")
+    for name in ("heat", "raw"):
+        values = given.get(name)
+        if isinstance(values, np.ndarray) and not np.isfinite(values).all():
+            raise MetricError("the map holds NaN or infinity, which has no order")
+    placed = given.get("placed")
+    if isinstance(placed, np.ndarray) and np.isinf(placed).any():
+        raise MetricError("the map holds infinity")
     try:
-        found = chosen.function(**given, **(options or {}))
+        # The caller's modes are not the metric's: its arithmetic is the same inside autocast and inference mode.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), _cuda_precise():
+            found = chosen.function(**given, **(options or {}))
     except UndefinedError as error:
         return Measured(chosen.name, None, str(error))
     curve = found if isinstance(found, Curve) else None

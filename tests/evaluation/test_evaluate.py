@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,17 @@ def test_a_broken_picture_is_a_row_and_the_others_are_as_without_it(
     assert list(found.errors) == ["cat/zz.png"]
     assert "cat/zz.png" in (tmp_path / "out2" / "table.md").read_text()
     assert found.values("average-drop", "grad-cam").tolist() == good.tolist()
+
+
+def test_a_pipe_and_a_link_are_rows_and_nothing_waits_for_them(
+    run: Callable[..., Evaluation], album: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(album / "cat" / "pipe.png")
+    (album / "cat" / "link.png").symlink_to(tmp_path / "masks" / "cat" / "1.png")
+    found = run()
+    assert "not a regular file" in found.errors["cat/pipe.png"]
+    assert "is a link" in found.errors["cat/link.png"]
+    assert len(found.rows) == 8
 
 
 def test_a_mask_of_another_size_is_counted_as_undefined_with_its_sizes(

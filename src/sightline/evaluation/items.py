@@ -62,7 +62,7 @@ def find_items(
     found = sorted(
         one
         for one in folder.rglob("*")
-        if one.suffix.lower() in SUFFIXES and not one.is_symlink() and one.is_file() and not one.name.startswith(".")
+        if one.suffix.lower() in SUFFIXES and not one.is_dir() and not one.name.startswith(".")
     )
     if not found:
         raise ImageError(f"there is no picture in {folder}; expected files that end in {', '.join(sorted(SUFFIXES))}")

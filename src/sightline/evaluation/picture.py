@@ -11,7 +11,7 @@ import torch
 
 from sightline.attribution import Origin, attribute, fused, map_of, toward_all
 from sightline.engine.targets import per_image, probabilities
-from sightline.errors import LayerError, MethodError, MetricError, ModelError, NonFiniteError, TargetError
+from sightline.errors import ImageError, LayerError, MethodError, MetricError, ModelError, NonFiniteError, TargetError
 from sightline.evaluation.items import Item, mask_of
 from sightline.flow import Look, look
 from sightline.methods.notices import same_map
@@ -54,6 +54,8 @@ def measured_picture(item: Item, ask: Ask, told: Told | None = None) -> dict[str
     Raises:
         SightlineError: the picture can't be read, the model can't be run on it, or its label is no class.
     """
+    if item.path.is_symlink():
+        raise ImageError(f"{item.path} is a link, and links out of a folder are not followed")
     looked = look(item.path, ask.adapter, layer=ask.layer)
     if told is not None:
         told(1)

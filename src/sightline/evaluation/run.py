@@ -123,7 +123,7 @@ def evaluate(
         "seed": seed,
         "boards": [boards, board_size, board_confidence] if _has_boards(judged) else [],
         "pictures": {
-            one.name: [one.path.stat().st_size, one.path.stat().st_mtime_ns, one.label or ""] for one in items
+            one.name: [one.path.lstat().st_size, one.path.lstat().st_mtime_ns, one.label or ""] for one in items
         },
     }
     with opened(Path(output), plan, force) as journal:

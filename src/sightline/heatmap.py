@@ -17,9 +17,9 @@ from PIL import Image, PngImagePlugin
 from sightline.attribution import Origin
 from sightline.bundle import png, unicode_text, whole_folder, write_manifest
 from sightline.engine.probe import Progress
-from sightline.errors import ModelError, OutputError
+from sightline.errors import MetricError, ModelError, OutputError
 from sightline.metrics.case import case
-from sightline.metrics.measure import Settings, asked_again, check_metrics, run_metrics
+from sightline.metrics.measure import Settings, as_mask, asked_again, check_metrics, run_metrics
 from sightline.metrics.registry import Measured
 from sightline.models.view import View
 from sightline.render.overlay import Values, hatch, heat, overlay
@@ -151,6 +151,8 @@ class Heatmap:
         Raises:
             ModelError: the map has no model to ask, as after unpickling.
         """
+        if not isinstance(seed, int) or seed < 0:
+            raise MetricError(f"seed is {seed!r}; expected a whole number, 0 or more")
         origin = self._known_origin()
         raw, signed = self.raw.astype(np.float64), self.signed_raw.astype(np.float64)
         card = check(origin, raw, signed, full=full, seed=seed, progress=progress)
@@ -175,7 +177,7 @@ class Heatmap:
         about, explain = asked_again(self._known_origin())
         placed = None
         if mask is not None:
-            mask = np.asarray(mask) > 0
+            mask = as_mask(mask)
             placed = self.values.astype(np.float64)
         raw, signed = self.raw.astype(np.float64), self.signed_raw.astype(np.float64)
         one = case(raw, about, raw=signed, explain=explain, placed=placed, mask=mask)

@@ -15,7 +15,15 @@ from PIL import Image
 from sightline.attribution import Origin
 from sightline.engine.attention import WANTED
 from sightline.engine.probe import Progress
-from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError, UndefinedError
+from sightline.errors import (
+    LayerError,
+    MethodError,
+    MetricError,
+    ModelError,
+    NonFiniteError,
+    TargetError,
+    UndefinedError,
+)
 from sightline.methods.notices import same_map
 from sightline.methods.registry import ONE_PASS, find
 from sightline.metrics.case import Asking, Case, case, explainer
@@ -37,7 +45,7 @@ _RULES = {
     "faithfulness": "better than each random map and the centred blob in deletion and in insertion; failed when a random map is "
     "better in both",
     "class sensitivity": f"maps of other classes correlate with it by less than {SAME}",
-    "randomisation": f"with all weights random the map correlates with itself by less than {RANDOM_DOUBT}; failed from {RANDOM_FAIL}",
+    "randomisation": f"with all weights random the map correlates with itself, either way, by less than {RANDOM_DOUBT}; failed from {RANDOM_FAIL}",
     "agreement": f"the median correlation with maps of other kinds of methods is at least {ALIKE}",
     "evidence": "the map has positive values and is not the same everywhere",
 }
@@ -63,6 +71,7 @@ class Plan:
         randoms: random maps to compare with.
         classes: other classes that are asked for.
         depths: of the randomisation cascade; 0 for every layer.
+        draws: of random weights.
         parts: along each side of the picture, hidden one after the other.
         full: whether all metrics run.
     """
@@ -71,6 +80,7 @@ class Plan:
     randoms: int
     classes: int
     depths: int
+    draws: int
     parts: int
     full: bool = False
 
@@ -79,7 +89,7 @@ class Plan:
         return 224 if self.steps == 0 else -(-size // self.steps)
 
 
-CHEAP, FULL = Plan(6, 2, 5, 5, 3), Plan(0, 5, 10, 0, 7, full=True)
+CHEAP, FULL = Plan(6, 2, 5, 5, 2, 3), Plan(0, 5, 10, 0, 5, 7, full=True)
 
 
 @dataclass(frozen=True)
@@ -217,13 +227,14 @@ def _areas(each: Mapping[str, Curve]) -> str:
 
 
 def _planned(origin: Origin, plan: Plan) -> int:
-    price, curve = _price(origin), 2 * ((plan.steps or 224) - 1) * (plan.randoms + 2)
+    size = origin.x.shape[2] * origin.x.shape[3]
+    price, curve = _price(origin), 2 * (-(-size // plan.pixels(size)) - 1) * (plan.randoms + 2)
     always = 4 + curve + plan.parts**2
     if not plan.full:
-        return always + (1 + plan.depths + plan.classes * price if price <= 1 else 0)
+        return always + (plan.depths + plan.draws + plan.classes * price if price <= 1 else 0)
     layers = sum(any(True for _ in one.parameters(recurse=False)) for one in origin.adapter.module.modules())
     metrics = 2 * 9 + 1 + 50 + 12 * max(price, 1)
-    return always + metrics + 1 + layers * max(price, 1) + 2 * plan.classes * price
+    return always + metrics + (layers + plan.draws) * max(price, 1) + 2 * plan.classes * price
 
 
 def planned_for(origin: Origin, full: bool) -> int:
@@ -335,7 +346,9 @@ def _classes(
     if one.others is None or not origin.method.class_specific:
         return {}
     drawn = other_classes(one.others, count, seed)
-    return {about.adapter.label(index): _correlation(signed, partial(_first, explain, index)) for index in drawn}
+    names = [about.adapter.label(index) for index in drawn]
+    keys = names if len(set(names)) == len(names) else [f"{name} ({at})" for name, at in zip(names, drawn, strict=True)]
+    return {key: _correlation(signed, partial(_first, explain, at)) for key, at in zip(keys, drawn, strict=True)}
 
 
 def _first(explain: Explain, target: int) -> Array:
@@ -346,8 +359,8 @@ def _first(explain: Explain, target: int) -> Array:
 def _correlation(signed: Array, other: Callable[[], Array]) -> float | None:
     try:
         found = other()
-    except (NonFiniteError, LayerError, MethodError, ModelError):
-        return None
+    except (NonFiniteError, LayerError, MethodError, ModelError, TargetError):
+        return None  # no witness here
     size = (max(signed.shape[0], found.shape[0]), max(signed.shape[1], found.shape[1]))
     return _rank_correlation(enlarged(signed, size), enlarged(found, size))
 
@@ -395,7 +408,9 @@ def _agreement(one: Case, about: Asking, origin: Origin, signed: Array, plan: Pl
 
 def _cascade(signed: Array, about: Asking, explain: Explain, plan: Plan, seed: int) -> Curve | str:
     try:
-        return parameter_randomisation(signed, about.x, explain, about.adapter.module, depths=plan.depths, seed=seed)
+        return parameter_randomisation(
+            signed, about.x, explain, about.adapter.module, depths=plan.depths, draws=plan.draws, seed=seed
+        )
     except (UndefinedError, ModelError, LayerError) as error:
         return str(error)
 
@@ -403,7 +418,7 @@ def _cascade(signed: Array, about: Asking, explain: Explain, plan: Plan, seed: i
 def _measured(name: str, one: Case) -> Measured:
     try:
         return run_metric(find_metric(name), one)
-    except (ModelError, LayerError, MethodError, NonFiniteError) as error:
+    except (ModelError, LayerError, MethodError, NonFiniteError, MetricError) as error:
         return Measured(name, None, str(error))
 
 
@@ -422,12 +437,10 @@ def _about_faithfulness(found: Mapping[str, Mapping[str, Curve]], about: Asking)
     whole, emptied = deleted[THIS].scores[0], deleted[THIS].scores[-1]
     fall = whole - emptied
     if about.target.index is not None and abs(fall) < LEAST_FALL:
-        return Check(
-            "faithfulness",
-            "no answer",
-            f"the probability hardly differs between the whole picture ({percent(whole)}) and an emptied one ({percent(emptied)})",
-            rule,
-        )
+        says = f"the probability hardly differs between the whole picture ({percent(whole)}) and an emptied one ({percent(emptied)})"
+        return Check("faithfulness", "no answer", says, rule)
+    if abs(fall) <= 1e-6 * max(abs(whole), abs(emptied)):
+        return Check("faithfulness", "no answer", f"the score is {whole:.3g} with and without the picture", rule)
     beaten = {
         of: (deleted[THIS].value < deleted[of].value, inserted[THIS].value > inserted[of].value)
         for of in deleted
@@ -440,7 +453,11 @@ def _about_faithfulness(found: Mapping[str, Mapping[str, Curve]], about: Asking)
     )
     if all(all(both) for both in beaten.values()):
         return Check("faithfulness", "passed", says, rule)
-    worse = any(not any(both) for of, both in beaten.items() if of != CENTRE)
+    worse = any(
+        deleted[of].value < deleted[THIS].value and inserted[of].value > inserted[THIS].value
+        for of in deleted
+        if of not in (THIS, CENTRE)
+    )
     return Check("faithfulness", "failed" if worse else "doubtful", says, rule)
 
 
@@ -452,7 +469,8 @@ def _about_classes(classes: Mapping[str, float | None], origin: Origin, expensiv
         return Check("class sensitivity", "not run", expensive, rule)
     known = {name: value for name, value in classes.items() if value is not None}
     if not known:
-        return Check("class sensitivity", "no answer", "there is no other class whose map could be compared", rule)
+        why = "no map of another class can be compared with it" if classes else "there is no other class"
+        return Check("class sensitivity", "no answer", why, rule)
     mean = float(np.mean(list(known.values())))
     says = f"the maps of {len(known)} other classes correlate with it by {mean:.2f} on average"
     return Check("class sensitivity", "passed" if mean < SAME else "doubtful", says, rule)
@@ -465,7 +483,7 @@ def _about_randomisation(cascade: Curve | str | None, expensive: str) -> Check:
     if isinstance(cascade, str):
         return Check("randomisation", "no answer", cascade, rule)
     value = cascade.value
-    says = f"with all weights random the map correlates with itself by {value:.2f}"
+    says = f"with all weights random the map correlates with itself by {value:.2f}, either way"
     outcome: Outcome = "failed" if value >= RANDOM_FAIL else "doubtful" if value >= RANDOM_DOUBT else "passed"
     return Check("randomisation", outcome, says, rule)
 

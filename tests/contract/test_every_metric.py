@@ -201,7 +201,7 @@ def parameter_randomisation(case: Planted) -> float:
     for layer in (copied.head, copied.colours):
         values = layer.weight.detach().numpy()
         layer.weight.data = torch.from_numpy(values.mean() + values.std() * rng.standard_normal(values.shape))
-    return oracles.spearman(case.raw, case.explain(module=copied)[0])
+    return abs(oracles.spearman(case.raw, case.explain(module=copied)[0]))
 
 
 def random_logit(case: Planted) -> float:

@@ -328,7 +328,18 @@ def test_an_empty_mask_has_no_object_to_find(name: str) -> None:
         PLACED[name](np.ones((6, 9)), np.zeros((6, 9), bool))
 
 
-@pytest.mark.parametrize("height", [0.0, -1.0, np.nan])
+@pytest.mark.parametrize("name", PLACED)
+def test_an_object_that_the_model_never_saw_has_no_figure(name: str) -> None:
+    """It lies where the preprocessing cut; a miss would be the cut's, not the map's."""
+    heat, mask = np.ones((12, 40)), box((12, 40), slice(0, 12), slice(0, 5))
+    heat[:, :5] = np.nan
+    with pytest.raises(UndefinedError, match="never saw the object"):
+        PLACED[name](heat, mask)
+    mask[:, 5] = True
+    assert PLACED[name](heat, mask) > 0
+
+
+@pytest.mark.parametrize("height", [0.0, -1.0])
 @pytest.mark.parametrize("name", ["energy-pointing-game", "mass-in-mask", "iou", *BOARDS])
 def test_a_map_without_positive_heat_has_none_anywhere(name: str, height: float) -> None:
     heat = np.full((6, 8), height)

@@ -525,7 +525,7 @@ OUT_OF_RANGE: dict[str, dict[str, list[Any]]] = {
     "pointing-game": {"tolerance": [-1]},
     "iou": {"threshold": [0.0, -0.1, 1.1]},
     "random-logit": {"classes": [0, -1], "seed": [-1]},
-    "parameter-randomisation": {"depths": [-1], "seed": [-1]},
+    "parameter-randomisation": {"depths": [-1], "draws": [0, -1], "seed": [-1]},
 }
 
 

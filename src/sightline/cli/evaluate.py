@@ -72,6 +72,9 @@ def run(
         typer.Option("-o", "--output", metavar="DIR", help="The run; the same command goes on where it was stopped."),
     ] = DEFAULT_FOLDER,
     force: Annotated[bool, typer.Option("--force", help="Start anew where another run stands.")] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Try again the pictures that could not be evaluated before.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="The tables as JSON on stdout.")] = False,
 ) -> None:
     """Compare methods on a folder of pictures, beside maps that know nothing: tables, intervals, tests, plots."""
@@ -117,6 +120,7 @@ def run(
                 limit=limit,
                 seed=seed,
                 force=force,
+                retry_errors=retry_errors,
                 memory_mb=memory,
                 watch=note,
             )

@@ -79,6 +79,39 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.I
         raise ImageError(f"{path} can't be opened: {reason}") from error
 
 
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Opens a mask as true and false (H, W), upright: true where a pixel's own number is above 0.
+
+    The file's numbers as they are: palette indices, ids of 16 or 32 bits, any colour channel; where transparency varies, what is
+    not transparent. Lossless formats only, because others blur the edges.
+
+    Raises:
+        ImageError: no such picture, or a JPEG or WebP.
+    """
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(f"{path} is not a regular file")
+        with open(path, "rb") as file, _hostile(str(path)), Image.open(file, formats=FORMATS) as image:
+            if image.format not in ("PNG", "TIFF", "BMP", "GIF"):
+                raise ImageError(f"{path} is a {image.format}, which blurs a mask's edges; save it as PNG")
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"{path} has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS:,}")
+            image.load()
+            values = np.asarray(ImageOps.exif_transpose(image))
+    except OSError as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path} can't be opened: {getattr(error, 'strerror', None) or error}") from error
+    if values.ndim == 2:
+        return np.asarray(values > 0)
+    alpha = values[..., -1] if values.shape[2] in (2, 4) else None
+    if alpha is not None and np.ptp(alpha) > 0:
+        return np.asarray(alpha > 0)
+    colours = values if alpha is None else values[..., :-1]
+    return np.asarray((colours > 0).any(axis=2))
+
+
 def _decode(file: Any, name: str, max_pixels: int) -> tuple[Image.Image, ImageMeta]:
     if not file.read(1):
         raise ImageError(f"{name} is empty")

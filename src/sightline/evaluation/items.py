@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from sightline.data.images import SUFFIXES, read_image
+from sightline.data.images import SUFFIXES, read_mask
 from sightline.errors import ImageError, MetricError
 from sightline.metrics.localisation import Mask
 
-PREDICTIONS, FOLDERS = "predictions", "folders"
+PREDICTIONS, FOLDERS, NO_LABEL = "predictions", "folders", ""
 T = TypeVar("T")
 Box = tuple[float, float, float, float]
 _MOST_LINES = 1_000_000
@@ -64,6 +64,8 @@ def find_items(
         for one in folder.rglob("*")
         if one.suffix.lower() in SUFFIXES and not one.is_dir() and not one.name.startswith(".")
     )
+    if masks is not None:
+        found = [one for one in found if not one.resolve().is_relative_to(masks.resolve())]
     if not found:
         raise ImageError(f"there is no picture in {folder}; expected files that end in {', '.join(sorted(SUFFIXES))}")
     if limit and limit < len(found):
@@ -76,7 +78,8 @@ def find_items(
     items = []
     for path in found:
         name = path.relative_to(folder).as_posix()
-        label = path.parent.name if labels == FOLDERS else _of(named, name)
+        # A picture that a table of labels leaves out has none; it is not asked for what the model happens to say.
+        label = path.parent.name if labels == FOLDERS else _of(named, name) or (NO_LABEL if named else None)
         items.append(Item(name, path, label, _of(outlines, str(Path(name).with_suffix(""))), _of(objects, name) or ()))
     if labels == FOLDERS and any(one.path.parent == folder for one in items):
         loose = next(one.name for one in items if one.path.parent == folder)
@@ -93,6 +96,12 @@ def _check_used(folder: Path, pictures: Sequence[Path], what: str, known: Mappin
     """Refuses a table that speaks of other pictures."""
     if known and not any(_of(known, one.relative_to(folder).as_posix()) for one in pictures):
         raise MetricError(f"none of the {what} belongs to a picture in {folder}; the first is of {next(iter(known))!r}")
+    names = Counter(one.name for one in pictures)
+    for key in known:
+        if "/" not in key and names[key] > 1 and (folder / key) not in pictures:
+            raise MetricError(
+                f"{what} for {key!r} fit {names[key]} pictures; give its path below {folder}, such as a/{key}"
+            )
 
 
 def _of(table: Mapping[str, T], name: str) -> T | None:
@@ -101,6 +110,8 @@ def _of(table: Mapping[str, T], name: str) -> T | None:
 
 
 def _rows(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    if file.exists() and not file.is_file():
+        raise MetricError(f"{file} is no file; expected a CSV file with {','.join(columns)} in its first line")
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened)
@@ -156,12 +167,12 @@ def mask_of(item: Item, size: tuple[int, int]) -> Mask | None:
         MetricError: the mask is of another size, or a box lies outside.
     """
     if item.mask is not None:
-        drawn, _ = read_image(item.mask)
-        if drawn.size != size:
+        drawn = read_mask(item.mask)
+        if drawn.shape != size[::-1]:
             raise MetricError(
-                f"the mask is {drawn.width} x {drawn.height} and the picture {size[0]} x {size[1]}; make the mask as large as the picture"
+                f"the mask is {drawn.shape[1]} x {drawn.shape[0]} and the picture {size[0]} x {size[1]}; make the mask as large as the picture"
             )
-        return np.asarray(drawn.convert("L")) > 0
+        return drawn
     if not item.boxes:
         return None
     mask = np.zeros((size[1], size[0]), bool)

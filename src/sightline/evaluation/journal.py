@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sightline.bundle import check_free, unicode_text
+from sightline.bundle import unicode_text
 from sightline.errors import OutputError
 
 SCHEMA = "sightline.evaluation/1"
-_LINES = "values.jsonl"
+_LINES, _HALF = "values.jsonl", ".manifest.json"
 
 
 @contextlib.contextmanager
@@ -23,24 +23,22 @@ def opened(folder: Path, plan: Mapping[str, Any], force: bool) -> Iterator[Journ
     Raises:
         OutputError: the folder is no run, is one of another plan, is being written by another process, or can't be written.
     """
-    manifest = folder / "manifest.json"
     try:
-        if _planned(manifest) is None or force:
-            check_free(folder, force)
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
-                for old in folder.iterdir():
-                    if old.is_file() and old.name != "lock":
-                        old.unlink()
-                written = folder / ".manifest.json"
+        _check_place(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            old = _planned(folder)
+            if old is not None and not force:
+                _check_same(folder, old, json.loads(json.dumps(plan)))
+            else:
+                # First what was computed, then the plan: whoever is stopped in between can begin again.
+                for name in _files(old or {}):
+                    (folder / name).unlink(missing_ok=True)
+                written = folder / _HALF
                 written.write_text(
                     unicode_text(json.dumps({"schema": SCHEMA, "plan": plan}, indent=1)), encoding="utf-8"
                 )
-                written.replace(manifest)
-                yield Journal(folder)
-            return
-        _check_same(folder, _planned(manifest), json.loads(json.dumps(plan)))
-        with _locked(folder):
+                written.replace(folder / "manifest.json")
             yield Journal(folder)
     except OSError as error:
         if isinstance(error, OutputError):
@@ -50,9 +48,30 @@ def opened(folder: Path, plan: Mapping[str, Any], force: bool) -> Iterator[Journ
         ) from error
 
 
-def _planned(manifest: Path) -> Any:
+def _check_place(folder: Path) -> None:
+    """Refuses a folder in which something else lies than a run."""
+    if "\0" in str(folder):
+        raise OutputError(f"{folder!s} can't be written: a name can't hold a zero byte. Choose another place with -o")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputError(f"{folder} is no folder; choose another place with -o")
+    if not folder.exists() or _planned(folder) is not None:
+        return
+    foreign = sorted(one.name for one in folder.iterdir() if one.name not in ("lock", _LINES, _HALF))
+    if foreign:
+        raise OutputError(
+            f"{folder} holds something else than a run of evaluate ({foreign[0]}) and is left alone, also with --force; choose another place with -o"
+        )
+
+
+def _files(plan: Mapping[str, Any]) -> list[str]:
+    """The files that a run of this plan writes beside its manifest."""
+    plots = [f"{metric}{kind}.png" for metric in plan.get("metrics", {}) for kind in ("", "-curve", "-ranks")]
+    return [_LINES, "table.md", "table.csv", "table.json", "pairs.csv", "values.parquet", *plots]
+
+
+def _planned(folder: Path) -> Any:
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return found["plan"] if found["schema"] == SCHEMA else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -101,16 +120,18 @@ class Journal:
         self.folder = folder
         self._file = folder / _LINES
         self.lines: dict[str, dict[str, Any]] = {}
-        whole = 0
         if self._file.exists():
-            with open(self._file, "rb") as opened_file:
-                for line in opened_file:
-                    if not line.endswith(b"\n"):
-                        break  # cut off while it was written
+            whole = b""
+            content = self._file.read_bytes()
+            for line in content.splitlines(keepends=True):
+                try:
                     found = json.loads(line)
                     self.lines[found["name"]] = found
-                    whole += len(line)
-            os.truncate(self._file, whole)
+                except (ValueError, KeyError, TypeError):
+                    continue  # damaged, or cut off while it was written: done again
+                whole += line if line.endswith(b"\n") else line + b"\n"
+            if whole != content:
+                self.place(_LINES, whole)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """One thing that is done; on the disk when this returns."""

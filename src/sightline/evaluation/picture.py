@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from sightline.attribution import Origin, attribute, fused, map_of, toward_all
 from sightline.engine.targets import per_image, probabilities
 from sightline.errors import ImageError, LayerError, MethodError, MetricError, ModelError, NonFiniteError, TargetError
-from sightline.evaluation.items import Item, mask_of
+from sightline.evaluation.items import NO_LABEL, Item, mask_of
 from sightline.flow import Look, look
 from sightline.methods.notices import same_map
 from sightline.methods.registry import Method
@@ -21,7 +22,7 @@ from sightline.metrics.case import Asking, Case, Told, asking, case, explainer
 from sightline.metrics.localisation import Mask
 from sightline.metrics.maps import centred_map, enlarged, random_map
 from sightline.metrics.measure import Settings
-from sightline.metrics.registry import Array, Measured, Metric, run_metric
+from sightline.metrics.registry import Array, Measured, Metric, find_metric, run_metric
 from sightline.models.adapter import Adapter
 
 RANDOM, CENTRE, TRUTH = "random map", "centred blob", "the mask itself"
@@ -54,6 +55,8 @@ def measured_picture(item: Item, ask: Ask, told: Told | None = None) -> dict[str
     Raises:
         SightlineError: the picture can't be read, the model can't be run on it, or its label is no class.
     """
+    if item.label == NO_LABEL:
+        raise MetricError("the table of labels has no label for this picture")
     if item.path.is_symlink():
         raise ImageError(f"{item.path} is a link, and links out of a folder are not followed")
     looked = look(item.path, ask.adapter, layer=ask.layer)
@@ -80,10 +83,10 @@ def measured_picture(item: Item, ask: Ask, told: Told | None = None) -> dict[str
         one = case(shown, about, raw=raw, explain=explainer(about, origin, told), placed=placed, mask=mask)
         # On many networks several methods are one and the same map, which needs to be judged once.
         twin = next((name for name, other in maps.items() if _is_same(other, shown)), None)
-        values[method.name] = _measured(one, ask, no_mask, values[twin] if twin else {})
+        values[method.name] = _measured(one, ask, no_mask, values[twin] if twin else {}, boxed=bool(item.boxes))
         maps[method.name] = shown
-    for name, heat in _references(about, mask, looked, ask).items():
-        values[name] = _measured(heat, ask, no_mask)
+    for name, heat in _references(about, mask, looked, seed_of(item.name, ask.seed)).items():
+        values[name] = _measured(heat, ask, no_mask, boxed=bool(item.boxes))
     shares = probabilities(seen.output)[0]
     first = looked.predictions[0] if looked.predictions else None
     return {
@@ -94,6 +97,11 @@ def measured_picture(item: Item, ask: Ask, told: Told | None = None) -> dict[str
         "confidence": None if first is None else first.probability,
         "values": values,
     }
+
+
+def seed_of(name: str, seed: int) -> int:
+    """Another seed for each picture, the same in every run."""
+    return int.from_bytes(blake2b(f"{seed} {name}".encode("utf-8", "surrogatepass"), digest_size=6).digest(), "big")
 
 
 def _gradients(methods: Sequence[Method]) -> Method:
@@ -109,11 +117,11 @@ def _mask(item: Item, looked: Look) -> tuple[Mask | None, str]:
     return mask, "no mask was given for this picture" if mask is None else ""
 
 
-def _references(about: Asking, mask: Mask | None, looked: Look, ask: Ask) -> dict[str, Case]:
+def _references(about: Asking, mask: Mask | None, looked: Look, seed: int) -> dict[str, Case]:
     """Maps that know nothing of the model, and where there is a mask that which knows all of the object."""
     _, _, h, w = about.seen.activations.shape
     size = (about.x.shape[2], about.x.shape[3])
-    grids = {RANDOM: random_map((h, w), ask.seed), CENTRE: centred_map(size)}
+    grids = {RANDOM: random_map((h, w), seed), CENTRE: centred_map(size)}
     found = {}
     for name, grid in grids.items():
         placed = looked.view.place(grid).astype(np.float64) if mask is not None else None
@@ -127,8 +135,14 @@ def _is_same(one: Array, other: Array) -> bool:
     return one.shape == other.shape and same_map(torch.from_numpy(one), torch.from_numpy(other))
 
 
-def _measured(one: Case, ask: Ask, no_mask: str, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The figures of one map; `known` are those of the same map by another method, which hold but for metrics that ask the method."""
+def _measured(
+    one: Case, ask: Ask, no_mask: str, known: Mapping[str, Any] | None = None, *, boxed: bool = False
+) -> dict[str, Any]:
+    """The figures of one map.
+
+    `known` are those of the same map by another method, which hold but for metrics that ask the method. Where the mask is made of
+    `boxed` objects, their heat is that of the mask: there is no hull to draw around all of them.
+    """
     found = {}
     for metric in ask.plain_metrics():
         if known and "explain" not in metric.needs:
@@ -138,7 +152,8 @@ def _measured(one: Case, ask: Ask, no_mask: str, known: Mapping[str, Any] | None
             found[metric.name] = _none(no_mask)
             continue
         try:
-            found[metric.name] = _short(run_metric(metric, one, ask.settings.get(metric.name)))
+            judge = find_metric("mass-in-mask") if boxed and metric.name == "energy-pointing-game" else metric
+            found[metric.name] = _short(run_metric(judge, one, ask.settings.get(metric.name)))
         except _FAILURES as error:
             found[metric.name] = _none(str(error))
     return found
@@ -152,7 +167,9 @@ def _short(one: Measured) -> dict[str, Any]:
     return {key: value for key, value in one.record().items() if key != "metric"}
 
 
-def measured_board(board: Board, items: Mapping[int, Item], ask: Ask, told: Told | None = None) -> dict[str, Any]:
+def measured_board(
+    name: str, board: Board, items: Mapping[int, Item], ask: Ask, told: Told | None = None
+) -> dict[str, Any]:
     """A row of the run for one board: for each method, metric and cell the value."""
 
     looks = [look(items[at].path, ask.adapter, layer=ask.layer) for at in board.pictures]
@@ -172,16 +189,16 @@ def measured_board(board: Board, items: Mapping[int, Item], ask: Ask, told: Told
                 values.setdefault(method.name, {})[f"{metric.name}/{number}"] = found
                 if told is not None:
                     told(len(board.pictures))
-        for name in (RANDOM, CENTRE):
+        for reference in (RANDOM, CENTRE):
             size = (x.shape[2], x.shape[3])
             heat = (
-                enlarged(random_map((7 * board.n, 7 * board.n), ask.seed), size)
-                if name == RANDOM
+                enlarged(random_map((7 * board.n, 7 * board.n), seed_of(name, ask.seed)), size)
+                if reference == RANDOM
                 else centred_map(size)
             )
             for number in range(len(board.pictures)):
                 one = _on_cell(metric, heat, (number, board.n))
-                values.setdefault(name, {})[f"{metric.name}/{number}"] = _short(run_metric(metric, one))
+                values.setdefault(reference, {})[f"{metric.name}/{number}"] = _short(run_metric(metric, one))
     return {"pictures": [items[at].name for at in board.pictures], "classes": list(board.classes), "values": values}
 
 

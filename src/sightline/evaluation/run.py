@@ -8,13 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 import sightline
 from sightline.attribution import Model, adapter_of
 from sightline.engine.probe import MEMORY_MB
-from sightline.errors import ImageError, MethodError, MetricError, MissingExtraError, SightlineError
+from sightline.errors import (
+    ImageError,
+    LayerError,
+    MethodError,
+    MetricError,
+    MissingExtraError,
+    OutputError,
+    SightlineError,
+)
 from sightline.evaluation.items import PREDICTIONS, Item, find_items
 from sightline.evaluation.journal import Journal, opened
 from sightline.evaluation.picture import BOARDS, Ask, measured_board, measured_picture
@@ -23,6 +33,7 @@ from sightline.methods.registry import Function, Method, check_options, find
 from sightline.metrics.boards import draw_boards
 from sightline.metrics.measure import Settings, check_metrics
 from sightline.metrics.registry import Metric
+from sightline.models.adapter import Adapter
 
 METHODS = ("grad-cam", "grad-cam++", "hires-cam", "xgrad-cam", "layer-cam", "eigen-cam")
 METRICS = ("deletion", "insertion", "average-drop", "increase-in-confidence")
@@ -51,6 +62,7 @@ def evaluate(
     limit: int = 0,
     seed: int = 0,
     force: bool = False,
+    retry_errors: bool = False,
     memory_mb: float = MEMORY_MB,
     watch: Watch | None = None,
 ) -> Evaluation:
@@ -71,12 +83,13 @@ def evaluate(
         layer: as in `explain`, one.
         options: of the methods, such as {"score-cam": {"samples": 20}}.
         settings: of the metrics, such as {"deletion": {"step": 224}}. Curves of deletion and insertion have 14 steps when left out.
-        boards: how many, for grid-pointing-game and di-full.
+        boards: how many at most, for grid-pointing-game and di-full; each picture stands on one.
         board_size: pictures along each side of a board.
         board_confidence: how sure the model must be of a picture on a board.
         limit: only so many pictures, spread over the folder; 0 for all.
         seed: of all that is random.
         force: start anew where `output` holds another run.
+        retry_errors: try again the pictures that could not be evaluated before.
         memory_mb: as in `explain`.
         watch: told (done, of all, pictures shown to the model so far).
 
@@ -85,6 +98,9 @@ def evaluate(
         SightlineError: nothing could be evaluated; the message says why. A picture that fails is a row with its reason.
     """
     _check_extra()
+    labels = str(labels)
+    if layer == "all":
+        raise LayerError("'all' is for compare; name one layer to evaluate, or leave it out")
     adapter = adapter_of(model)
     chosen = tuple(find(name) for name in methods)
     if not chosen:
@@ -99,6 +115,12 @@ def evaluate(
     wanted = metrics if metrics is not None else (*METRICS, *(WITH_MASKS if masks or boxes else ()))
     judged = tuple(check_metrics(wanted, settings or {}))
     place = Path(masks) if masks else None, Path(boxes) if boxes else None
+    if not masks and not boxes and (blind := [one.name for one in judged if "mask" in one.needs]):
+        raise MetricError(f"{blind[0]} needs masks or boxes: where the objects are is not known otherwise")
+    if Path(output).resolve().is_relative_to(Path(folder).resolve()):
+        raise OutputError(
+            f"{output} lies inside the folder of pictures {folder}, into which nothing is written; choose another place with -o"
+        )
     items = find_items(Path(folder), labels=labels, masks=place[0], boxes=place[1], limit=limit)
     ask = Ask(
         adapter,
@@ -114,17 +136,24 @@ def evaluate(
     plan = {
         "sightline": sightline.__version__,
         "torch": torch.__version__,
-        "model": {"name": adapter.name, **adapter.provenance, "weights": _fingerprint(adapter.module)},
-        "methods": {one.name: dict(ask.options.get(one.name, {})) for one in chosen},
+        "model": {
+            "name": adapter.name,
+            **adapter.provenance,
+            "weights": _fingerprint(adapter.module),
+            "classes": _digest("\n".join(adapter.labels or ())),
+            "input": _digest_of_input(adapter),
+        },
+        "methods": {one.name: {**ask.options.get(one.name, {}), **_code(one)} for one in chosen},
         "metrics": settled,
         "labels": labels,
         "masks": str(masks or boxes or ""),
+        "mask files": {
+            one.name: _state(one.mask) if one.mask else list(one.boxes) for one in items if one.mask or one.boxes
+        },
         "layer": layer or adapter.layer,
         "seed": seed,
         "boards": [boards, board_size, board_confidence] if _has_boards(judged) else [],
-        "pictures": {
-            one.name: [one.path.lstat().st_size, one.path.lstat().st_mtime_ns, one.label or ""] for one in items
-        },
+        "pictures": {one.name: [*_state(one.path), one.label or ""] for one in items},
     }
     with opened(Path(output), plan, force) as journal:
         shown = [0]
@@ -138,36 +167,44 @@ def evaluate(
 
         extra = boards if _has_boards(judged) else 0
         if ask.plain_metrics() or extra:
-            _pictures(journal, items, ask, told, lambda count: done(count, len(items) + extra))
+            _pictures(journal, items, ask, retry_errors, told, lambda count: done(count, len(items) + extra))
         if extra:
             sizes = (boards, board_size, board_confidence)
             _boards(journal, items, ask, sizes, told, lambda count: done(len(items) + count, len(items) + extra))
+        names = [*(one.name for one in items), *(f"board {number}" for number in range(extra + 1))]
         found = Evaluation(
             methods=tuple(one.name for one in chosen),
             metrics=judged,
             settings=settled,
             model=adapter.name,
             labels=labels,
-            rows=tuple(journal.lines.values()),
+            rows=tuple(journal.lines[name] for name in names if name in journal.lines),
         )
         write_tables(found, journal)
     return found
 
 
 def _pictures(
-    journal: Journal, items: Sequence[Item], ask: Ask, told: Callable[[int], None], done: Callable[[int], None]
+    journal: Journal,
+    items: Sequence[Item],
+    ask: Ask,
+    retry_errors: bool,
+    told: Callable[[int], None],
+    done: Callable[[int], None],
 ) -> None:
     for count, item in enumerate(items, 1):
-        if item.name not in journal.lines:
+        if item.name not in journal.lines or (retry_errors and "error" in journal.lines[item.name]):
             try:
                 row = measured_picture(item, ask, told)
             except (SightlineError, MemoryError) as error:
                 row = {"error": str(error) or "not enough memory"}
             journal.write(item.name, row)
         done(count)
-    if all("error" in line for line in journal.lines.values()):
-        name, line = next(iter(journal.lines.items()))
-        raise ImageError(f"none of {len(items)} pictures could be evaluated; the first, {name}: {line['error']}")
+    if all("error" in journal.lines[one.name] for one in items):
+        first = items[0].name
+        raise ImageError(
+            f"none of {len(items)} pictures could be evaluated; the first, {first}: {journal.lines[first]['error']}"
+        )
 
 
 def _boards(
@@ -181,19 +218,23 @@ def _boards(
     boards, n, least = sizes
     good = [one for one in items if journal.lines[one.name].get("said") is not None]
     said = [journal.lines[one.name] for one in good]
-    drawn = draw_boards(
-        [one["said"] for one in said],
-        [one["confidence"] for one in said],
-        n=n,
-        boards=boards,
-        least=least,
-        seed=ask.seed,
-    )
+    try:
+        drawn = draw_boards(
+            [one["said"] for one in said],
+            [one["confidence"] for one in said],
+            n=n,
+            boards=boards,
+            least=least,
+            seed=ask.seed,
+        )
+    except MetricError as error:  # the pictures' own tables are there nevertheless
+        journal.write("board 0", {"error": str(error)})
+        return
     for count, board in enumerate(drawn, 1):
         name = f"board {count}"
         if name not in journal.lines:
             try:
-                row = measured_board(board, dict(enumerate(good)), ask, told)
+                row = measured_board(name, board, dict(enumerate(good)), ask, told)
             except SightlineError as error:
                 row = {"error": str(error)}
             journal.write(name, row)
@@ -204,7 +245,7 @@ def _has_boards(metrics: Sequence[Metric]) -> bool:
     return any(one.name in BOARDS for one in metrics)
 
 
-def _with_steps(metrics: Sequence[Metric], settings: Settings, adapter: Any) -> Settings:
+def _with_steps(metrics: Sequence[Metric], settings: Settings, adapter: Adapter) -> Settings:
     """Fewer steps than the papers' in the curves of many pictures, unless somebody says how many pixels a step."""
     width, height = (adapter.provenance.get("preprocessing") or {}).get("size", (224, 224))
     step = -(-int(width) * int(height) // CURVE_STEPS)
@@ -222,6 +263,33 @@ def _fingerprint(module: nn.Module) -> str:
     return found.hexdigest()
 
 
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def _digest_of_input(adapter: Adapter) -> str:
+    """Of what the preprocessing makes of a picture, so that no run goes on with another."""
+    if adapter.preprocess is None:
+        return ""
+    pixels = (np.indices((48, 64)).sum(axis=0)[..., None] * np.array([1, 2, 3])) % 256
+    x, _ = adapter.preprocess(Image.fromarray(pixels.astype(np.uint8)))
+    return _digest(str(tuple(x.shape)) + x.detach().cpu().double().numpy().tobytes().hex())
+
+
+def _code(method: Method) -> dict[str, str]:
+    """What a function of the user's own says, so that no run goes on with another of the same name."""
+    code = getattr(method.function, "__code__", None)
+    if method.function.__module__.startswith("sightline.") or code is None:
+        return {}
+    said = [one for one in code.co_consts if not hasattr(one, "co_code")]
+    return {"code": _digest(f"{code.co_code.hex()} {code.co_names} {said}")}
+
+
+def _state(path: Path) -> list[int]:
+    found = path.lstat()
+    return [found.st_size, found.st_mtime_ns]
+
+
 def _check_extra() -> None:
     """Said before hours of work, not after."""
     from importlib.util import find_spec
@@ -231,6 +299,3 @@ def _check_extra() -> None:
         raise MissingExtraError(
             f"comparing methods needs the extra `evaluate` ({' and '.join(missing)}): pip install 'sightline[evaluate]'"
         )
-
-
-__all__ = ["Evaluation", "MetricError", "evaluate"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.bundle import png
+from sightline.bundle import png, unicode_text
 from sightline.evaluation.journal import Journal
 from sightline.evaluation.picture import BOARDS, CENTRE, RANDOM, REFERENCES, TRUTH
 from sightline.metrics.registry import Array, Metric
@@ -69,15 +69,16 @@ class Evaluation:
         return {row["name"]: row["error"] for row in self.rows if "error" in row}
 
     def values(self, metric: str, method: str) -> Array:
-        """A method's values, one for each picture (for boards one for each cell), NaN where undefined."""
+        """A method's values, one for each picture, NaN where undefined; of a board the mean over its cells."""
+        boards = metric in BOARDS
         found = []
         for row in self.rows:
-            if "error" in row:
+            if "error" in row or ("classes" in row) != boards:
                 continue
             each = row["values"].get(method, {})
-            found += [_number(one) for name, one in each.items() if name.partition("/")[0] == metric]
-            if metric not in BOARDS and "classes" not in row and metric not in each:
-                found.append(np.nan)
+            cells = [_number(one) for name, one in each.items() if name.partition("/")[0] == metric]
+            known = [one for one in cells if np.isfinite(one)]
+            found.append(float(np.mean(known)) if known else np.nan)
         return np.array(found, np.float64)
 
     def names(self, metric: str) -> list[str]:
@@ -129,7 +130,7 @@ class Evaluation:
         return {
             "model": self.model,
             "labels": self.labels,
-            "pictures": sum("classes" not in row for row in self.rows),
+            "pictures": sum(not row["name"].startswith("board ") for row in self.rows),
             "boards": sum("classes" in row for row in self.rows),
             "errors": self.errors,
             "correction": CORRECTION,
@@ -139,11 +140,11 @@ class Evaluation:
 
     def markdown(self) -> str:
         """The tables to read."""
-        pictures = sum("classes" not in row for row in self.rows)
+        pictures = sum(not row["name"].startswith("board ") for row in self.rows)
         lines = [
             f"# Methods compared on {pictures} pictures",
             "",
-            f"Model {self.model}; classes: {self.labels}. Means over pictures with 95 % bootstrap intervals; undefined ones are left out and counted.",
+            f"Model {_cell(self.model)}; classes: {_cell(self.labels)}. Means over pictures, for boards over boards, with 95 % bootstrap intervals; undefined ones are left out and counted.",
             f"Better than the random map or the centred blob: p < 0.05, with {CORRECTION}.",
             "",
         ]
@@ -166,8 +167,16 @@ class Evaluation:
             lines.append("")
         if self.errors:
             lines += ["## Pictures that could not be evaluated", ""]
-            lines += [f"- {name}: {reason}" for name, reason in list(self.errors.items())[:50]]
+            lines += [f"- {_cell(name)}: {_cell(reason)}" for name, reason in list(self.errors.items())[:50]]
         return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text of unknown origin for a table: one line, without marks that a reader of Markdown or a terminal would obey."""
+    flat = " ".join(unicode_text(str(text)).split())
+    for mark, shown_as in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "'"), ("[", "("), ("]", ")")):
+        flat = flat.replace(mark, shown_as)
+    return flat if len(flat) <= 500 else f"{flat[:497]}..."
 
 
 def _number(one: Mapping[str, Any]) -> float:
@@ -198,8 +207,9 @@ def _p(value: float) -> str:
 
 def write_tables(found: Evaluation, journal: Journal) -> None:
     """table.md, table.csv, table.json, pairs.csv, values.parquet, and the plots, beside the run's lines."""
-    journal.place("table.md", found.markdown().encode())
-    journal.place("table.json", json.dumps(found.record(), indent=1, ensure_ascii=False).encode())
+    journal.place("table.md", unicode_text(found.markdown()).encode())
+    written = json.dumps(found.record(), indent=1, ensure_ascii=False, allow_nan=False)
+    journal.place("table.json", unicode_text(written).encode())
     entries = found.table()
     head = ["metric", "method", "mean", "low", "high", "count", "undefined", "p against random", "p against centre"]
     rows = [
@@ -241,7 +251,7 @@ def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     for row in rows:
         # A cell that a spreadsheet would run is made a text.
         writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r\n" else cell for cell in row])
-    return text.getvalue().encode()
+    return unicode_text(text.getvalue()).encode()
 
 
 def _parquet(found: Evaluation) -> bytes:
@@ -269,7 +279,8 @@ def _parquet(found: Evaluation) -> bytes:
 
     def add(**cells: Any) -> None:
         for name, column in columns.items():
-            column.append(cells.get(name))
+            value = cells.get(name)
+            column.append(unicode_text(value) if isinstance(value, str) else value)
 
     for row in found.rows:
         if "error" in row:

@@ -223,7 +223,8 @@ def run(
     check_options([chosen], options)
     arguments = (capture,) if probe is None else (capture, probe)
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        # Inside the caller's autocast a method's sums are the same as outside.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(capture.input.device.type, enabled=False):
             result = chosen.function(*arguments, **options)
     except (SightlineError, MemoryError, torch.OutOfMemoryError):
         raise

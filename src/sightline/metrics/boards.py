@@ -6,6 +6,7 @@ there. On a board of `Apart` each class is read off its own picture alone (DiFul
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,13 +44,13 @@ def draw_boards(
     least: float = 0.8,
     seed: int = 0,
 ) -> list[Board]:
-    """Which pictures go on which board: each board n x n different classes, each picture used as rarely as possible.
+    """Which pictures go on which board: n x n different classes on each, and each picture on one board at most.
 
     Args:
         classes: of each picture, as the model says them.
         confidences: their probabilities.
         n: pictures along each side.
-        boards: how many.
+        boards: how many at most; boards that shared pictures would not be independent of each other.
         least: pictures of which the model is less sure are left out, as in the papers (0.99 there).
         seed: of the choice.
 
@@ -64,16 +65,15 @@ def draw_boards(
             f"there are {len(known)} among {len(classes)} pictures. Give more pictures, or a lower bar"
         )
     rng = np.random.default_rng(seed)
-    used = np.zeros(len(classes))
-    found = []
-    for _ in range(boards):
-        chosen: list[int] = []
-        for at in sorted(sure, key=lambda one: (used[one], rng.random())):
-            if classes[at] not in {classes[one] for one in chosen}:
-                chosen.append(at)
-            if len(chosen) == n * n:
-                break
-        used[chosen] += 1
+    left = [sure[at] for at in rng.permutation(len(sure))]
+    found: list[Board] = []
+    while len(found) < boards:
+        # Of the classes that are left the commonest first, so that most pictures find a place.
+        common = Counter(classes[at] for at in left)
+        if len(common) < n * n:
+            break
+        chosen = [next(at for at in left if classes[at] == k) for k, _ in common.most_common(n * n)]
+        left = [at for at in left if at not in chosen]
         order = [chosen[place] for place in rng.permutation(n * n)]
         found.append(Board(tuple(order), tuple(classes[at] for at in order)))
     return found

@@ -25,7 +25,8 @@ def impute(x: Tensor, missing: Tensor) -> Tensor:
     """
     if bool(missing.flatten(1).all(dim=1).any()):
         raise UndefinedError("no pixel is left from which the missing ones could be filled in")
-    return torch.cat([_filled(x, part) for part in torch.split(missing, _TOGETHER)])
+    exact = x if x.dtype == torch.float64 else x.float()  # half the bits are not enough for a solver
+    return torch.cat([_filled(exact, part) for part in torch.split(missing, _TOGETHER)]).to(x.dtype)
 
 
 def _filled(x: Tensor, missing: Tensor) -> Tensor:

@@ -126,6 +126,8 @@ def _checked(placed: Array, mask: Mask) -> Array:
         raise MetricError(f"the mask is of {mask.dtype}; expected true and false, such as mask > 0")
     if not mask.any():
         raise UndefinedError("the mask is empty: there is no object to find")
+    if not np.isfinite(placed[mask]).any():
+        raise UndefinedError("the model never saw the object: it lies in the margin that was cut off")
     return np.maximum(np.nan_to_num(placed), 0)
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
+from torch import bool as bool_
 
 from sightline.attribution import Origin, adapter_of, layer_names
 from sightline.engine.capture import capture as run_once
@@ -17,6 +18,7 @@ from sightline.errors import MetricError, TargetError
 from sightline.methods.registry import Function, Method, find
 from sightline.metrics.case import Asking, Case, Told, asking, case, explainer
 from sightline.metrics.faithfulness import Explain
+from sightline.metrics.localisation import Mask
 from sightline.metrics.registry import Array, Measured, Metric, check_metric_options, find_metric, run_metric
 from sightline.models.adapter import Adapter, like_weights
 
@@ -92,12 +94,25 @@ def targets_of(target: TargetSpec | Sequence[TargetSpec] | Tensor, batch: int) -
 def _given(values: Tensor | np.ndarray[Any, Any] | None, batch: int, of: str) -> Array | None:
     if values is None:
         return None
-    found = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.numpy() if values.dtype == bool_ else values.double().numpy()
+    found = np.asarray(values)
     if found.ndim != 3 or len(found) != batch:
         raise MetricError(f"{of} are of shape {found.shape}; expected one (h, w) for each of {batch} images")
     if found.dtype != bool and not np.isfinite(found).all():
         raise MetricError(f"{of} hold NaN or infinity")
     return found.astype(np.float64)
+
+
+def as_mask(values: Any) -> Mask:
+    """What a user gives as a mask, as true and false (H, W)."""
+    found = np.asarray(values)
+    if found.ndim != 2 or found.dtype.kind not in "biuf":
+        raise MetricError(
+            f"the mask is {'of shape ' + str(found.shape) if found.ndim else repr(values)}; expected an array (H, W), true where the object is"
+        )
+    return np.asarray(found > 0)
 
 
 def check_metrics(metrics: Sequence[str | Metric], settings: Settings) -> list[Metric]:

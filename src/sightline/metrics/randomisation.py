@@ -23,13 +23,14 @@ from sightline.models.twin import isolated, twin
     reference="Adebayo et al. 2018, arXiv:1810.03292: cascading randomisation",
 )
 def parameter_randomisation(
-    raw: Array, x: Tensor, explain: Explain, module: nn.Module, *, depths: int = 0, seed: int = 0
+    raw: Array, x: Tensor, explain: Explain, module: nn.Module, *, depths: int = 0, draws: int = 1, seed: int = 0
 ) -> Curve:
     """How like itself the map stays while the network's layers are replaced by random ones, from the output down.
 
     Spearman's rank correlation of the signed maps, with the parameters of one layer after the other drawn anew from a normal
     distribution with that tensor's own mean and standard deviation (the paper draws from the initialiser, which is not known of
-    a trained model). The value is the correlation when all are random; the curve has every depth. Near 1: the map does not show the model.
+    a trained model). The curve has every depth of the first draw; the value is the mean over all draws of the correlation's size when
+    all layers are random: -1 is the same map with its sign turned. Near 1 the map does not show the model.
 
     Args:
         raw: (h, w), before anything is cut off below 0.
@@ -37,6 +38,7 @@ def parameter_randomisation(
         explain: `explain(module=)` -> the map of another module (1, h, w).
         module: the model; never changed.
         depths: how many points of the cascade are asked; 0 for every layer.
+        draws: of random parameters; those after the first are asked with all layers random alone.
         seed: of the random parameters.
     """
     layers = _from_the_top(module, x)
@@ -61,7 +63,17 @@ def parameter_randomisation(
     curve = np.array(scores)
     if np.isnan(curve[-1]):
         raise UndefinedError(f"with all layers random there is no map to compare with: {notes[-1]}")
-    return Curve(np.array(at), curve, float(curve[-1]), notes=tuple(notes))
+    ends = [abs(float(curve[-1]))]
+    for draw in range(1, draws):
+        another = twin(module, {})
+        adopt_layouts(another, module)
+        for _ in _randomised(another, layers, seed + draw):
+            pass
+        try:
+            ends.append(abs(spearman(raw, explain(module=another)[0])))
+        except (UndefinedError, NonFiniteError) as error:
+            notes.append(f"draw {draw + 1}, all layers random: {error}")
+    return Curve(np.array(at), curve, float(np.mean(ends)), notes=tuple(notes))
 
 
 def _from_the_top(module: nn.Module, x: Tensor) -> list[str]:
@@ -76,7 +88,7 @@ def _from_the_top(module: nn.Module, x: Tensor) -> list[str]:
 
     names = dict(module.named_modules())
     with isolated(x), torch.no_grad():
-        twin(module, {name: note(name) for name in names if name})(x)
+        twin(module, {name: note(name) for name in names if name})(x.clone())  # which may be worked on in place
     own = [name for name, one in names.items() if any(True for _ in one.parameters(recurse=False))]
 
     def place(name: str) -> int:
@@ -99,7 +111,10 @@ def _randomised(stand_in: nn.Module, layers: list[str], seed: int) -> Iterator[s
             if id(one) not in drawn:
                 values = one.detach().double().cpu()
                 noise = torch.from_numpy(rng.standard_normal(tuple(one.shape)))
-                fresh = values.mean() + values.std(correction=0) * noise
+                spread = values.std(correction=0)
+                # A kernel of one number would stay as it is; norms' ones and zeros are what they begin with anyway.
+                spread = values.abs().mean() if spread == 0 and values.dim() > 1 else spread
+                fresh = values.mean() + spread * noise
                 drawn[id(one)] = nn.Parameter(fresh.to(one), requires_grad=one.requires_grad)
             own[key] = drawn[id(one)]
         yield name

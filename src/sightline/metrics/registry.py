@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 import torch
 
-from sightline.errors import MethodError, MetricError, UndefinedError, did_you_mean
+from sightline.errors import MethodError, MetricError, SightlineError, UndefinedError, did_you_mean
 from sightline.methods.registry import check_settings, keywords
 
 Better = Literal["higher", "lower", "neither"]
@@ -175,12 +175,28 @@ def find_metric(name: str | Metric) -> Metric:
     return known[name]
 
 
+# Options of one name mean the same in every metric; (from, to, whether from itself is allowed).
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "step": (1, 1e9, True), "samples": (1, 1e6, True), "noise": (0, 100, True), "shares": (0, 1, False), "size": (0, 1, False),
+    "radius": (0, 1e6, False), "tolerance": (0, 1e6, True), "threshold": (0, 1, False), "classes": (1, 1e6, True),
+    "depths": (0, 1e6, True), "draws": (1, 1e4, True), "seed": (0, 2**63 - 1, True),
+}  # fmt: skip
+
+
 def check_metric_options(of: Metric, options: Mapping[str, Any]) -> None:
-    """Refuses an option that the metric doesn't have, or a value of another kind."""
+    """Refuses an option that the metric doesn't have, or a value of another kind or out of its range."""
     try:
         check_settings(of.name, of.options, options)
     except MethodError as error:
         raise MetricError(str(error)) from None
+    for name, value in options.items():
+        if name not in _RANGES:
+            continue
+        low, high, closed = _RANGES[name]
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if not (low <= one <= high if closed else low < one <= high):
+                reach = f"{low:g} to {high:g}" if closed else f"above {low:g}, at most {high:g}"
+                raise MetricError(f"option {name} of {of.name} is {value!r}; expected {reach}")
 
 
 def _cuda_precise() -> Any:
@@ -208,10 +224,16 @@ def run_metric(chosen: Metric, case: Any, options: Mapping[str, Any] | None = No
         # The caller's modes are not the metric's: its arithmetic is the same inside autocast and inference mode.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), _cuda_precise():
             found = chosen.function(**given, **(options or {}))
+            curve = found if isinstance(found, Curve) else None
+            value = float(curve.value if curve is not None else found)  # type: ignore[arg-type]
     except UndefinedError as error:
         return Measured(chosen.name, None, str(error))
-    curve = found if isinstance(found, Curve) else None
-    value = float(curve.value if curve is not None else found)  # type: ignore[arg-type]
+    except (SightlineError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if chosen.function.__module__.startswith("sightline."):
+            raise
+        raise MetricError(f"{chosen.name} failed with {type(error).__name__}: {error}") from error
     if not np.isfinite(value):
         return Measured(chosen.name, None, f"{chosen.name} gave {value}", curve)
     return Measured(chosen.name, value, curve=curve)

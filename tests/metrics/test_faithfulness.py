@@ -419,6 +419,16 @@ def test_sets_of_missing_pixels_that_are_solved_side_by_side_are_those_solved_al
     close(impute(x, missing), torch.cat([impute(x, one[None]) for one in missing]), 1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_imputation_in_half_precision_is_that_in_float64_up_to_its_rounding(dtype: torch.dtype) -> None:
+    x = picture((40, 33))[0].to(dtype)
+    for kind in HOLES:
+        missing = torch.from_numpy(holes(kind, (40, 33)))[None]
+        found = impute(x, missing)
+        assert found.dtype == dtype
+        close(found.double(), impute(x.double(), missing), 2e-3 if dtype == torch.float16 else 1e-2)
+
+
 def test_a_picture_of_which_nothing_is_left_is_refused() -> None:
     missing = torch.stack([torch.zeros(4, 4), torch.ones(4, 4)]).bool()
     with pytest.raises(UndefinedError, match="no pixel is left"):

@@ -160,6 +160,16 @@ def test_maps_from_elsewhere_may_be_tensors_or_arrays_of_any_resolution(as_tenso
     assert only(x, model, "complexity", maps=given)["complexity"].value is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_maps_and_masks_of_any_type_of_number_are_taken(dtype: torch.dtype) -> None:
+    model, x = seeded(Plain), images(1)
+    given, objects = torch.from_numpy(masks()).to(dtype), torch.from_numpy(masks()).to(dtype)
+    found = only(x, model, ["iou", "mass-in-mask", "deletion"], maps=given, masks=objects, target=1)
+    wanted = only(x, model, "deletion", maps=masks().astype(float), target=1)
+    assert found["iou"].value == found["mass-in-mask"].value == 1
+    assert found["deletion"].value == wanted["deletion"].value
+
+
 def test_settings_reach_their_metric_and_no_other() -> None:
     model, x = seeded(Plain), images(1)
     found = only(x, model, ["deletion", "insertion"], maps=heats(), settings={"deletion": {"step": 16}}, target=1)
@@ -349,6 +359,10 @@ def test_a_photographs_metrics_are_those_of_its_map_on_its_own_pixels() -> None:
     assert found["deletion"].value is not None
     with pytest.raises(MetricError, match="the mask is 16 x 16"):
         heatmap.measure(["iou"], mask=np.ones((16, 16), bool))
+    with pytest.raises(MetricError, match=r"the mask is of shape .*expected an array \(H, W\)"):
+        heatmap.measure(["iou"], mask=np.ones((24, 24, 3), bool))
+    with pytest.raises(MetricError, match="the mask is 'mask.png'"):
+        heatmap.measure(["iou"], mask="mask.png")  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------------------ no trace
@@ -650,6 +664,19 @@ def test_a_value_that_is_not_finite_is_undefined_and_not_told_as_a_number() -> N
         assert "by-hand gave inf" in found.undefined
         assert (found.curve is None) == (function is mean)
     assert run_metric(made_by_hand(undefined), Case(heat=huge)).undefined == "there is nothing to see"
+
+
+def test_a_metric_from_outside_that_fails_is_named_with_what_it_said() -> None:
+    def broken(heat: np.ndarray) -> float:
+        return float(heat[99, 99])
+
+    def wordy(heat: np.ndarray) -> Any:
+        return "much"
+
+    with pytest.raises(MetricError, match="by-hand failed with IndexError: index 99"):
+        run_metric(made_by_hand(broken), Case(heat=heats()[0]))
+    with pytest.raises(MetricError, match="by-hand failed with ValueError"):
+        run_metric(made_by_hand(wordy), Case(heat=heats()[0]))
 
 
 def documented(heat: np.ndarray) -> float:

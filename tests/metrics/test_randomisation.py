@@ -244,6 +244,43 @@ def test_random_parameters_have_the_mean_and_spread_of_the_tensor_they_replace()
 
 
 @pytest.mark.proves("parameter-randomisation")
+def test_a_kernel_of_one_number_is_drawn_anew_from_that_size() -> None:
+    """It has no spread of its own, and would stay as it is; a norm's ones are what it begins with anyway."""
+    model, watched = nn.Sequential(nn.Conv2d(3, 50, 3), nn.BatchNorm2d(50), nn.Flatten()).eval(), Watched()
+    nn.init.constant_(model[0].weight, -2)
+    parameter_randomisation(RAW, images(1, size=4), watched, model)
+    found = watched.seen[-1]
+    assert float(found["0.weight"].std()) == pytest.approx(2, abs=0.15)
+    assert float(found["0.weight"].mean()) == pytest.approx(-2, abs=0.2)
+    assert torch.equal(found["1.weight"], torch.ones(50))
+
+
+@pytest.mark.proves("parameter-randomisation")
+def test_the_value_is_the_mean_size_of_the_correlations_of_all_draws() -> None:
+    model, x = seeded(Plain), images(1)
+    alone = [cascade(model, x, "grad-cam", seed=seed) for seed in (4, 5, 6)]
+    found = cascade(model, x, "grad-cam", seed=4, draws=3)
+    assert np.array_equal(found.scores, alone[0].scores), "the curve is of the first draw"
+    assert found.value == pytest.approx(np.mean([abs(one.scores[-1]) for one in alone]), abs=EXACT)
+
+
+@pytest.mark.proves("parameter-randomisation")
+def test_a_map_with_its_sign_turned_counts_as_the_same_map() -> None:
+    turned = parameter_randomisation(RAW, images(1), answers(-RAW, -RAW, -RAW), seeded(Plain))
+    assert turned.value == pytest.approx(1)
+    assert turned.scores[-1] == pytest.approx(-1)
+
+
+def test_a_later_draw_without_a_map_is_left_out_and_said() -> None:
+    curve = parameter_randomisation(
+        RAW, images(1), answers(RAW, RAW, RAW, np.ones((4, 5)), -RAW), seeded(Plain), draws=3
+    )
+    assert curve.value == pytest.approx(1)
+    assert len(curve.notes) == 1
+    assert curve.notes[0].startswith("draw 2")
+
+
+@pytest.mark.proves("parameter-randomisation")
 def test_running_statistics_stay_and_only_parameters_are_drawn() -> None:
     model, watched = seeded(MODELS["regularised"]), Watched()
     parameter_randomisation(RAW, images(1), watched, model)

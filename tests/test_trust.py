@@ -79,10 +79,11 @@ def edges(capture: Any) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
 
-def test_a_true_map_is_supported(good: Heatmap) -> None:
-    card = good.trust()
-    assert card.verdict == "supported", card.checks
-    assert outcomes(card)["faithfulness"] == "passed"
+def test_a_true_map_is_supported_but_where_a_random_one_happens_to_be_as_good(good: Heatmap) -> None:
+    cards = [good.trust(seed=seed) for seed in range(8)]
+    assert sum(one.verdict == "supported" for one in cards) >= 5
+    assert all(one.verdict != "not supported" for one in cards)
+    assert all(outcomes(one)["faithfulness"] == "passed" for one in cards if one.verdict == "supported")
 
 
 def test_an_edge_detector_fails_because_random_weights_leave_it_as_it_is(

@@ -24,11 +24,11 @@ from sightline.errors import (
     TargetError,
     UndefinedError,
 )
-from sightline.methods.notices import same_map
+from sightline.methods.notices import floor, same_map
 from sightline.methods.registry import ONE_PASS, find
 from sightline.metrics.case import Asking, Case, case, explainer
 from sightline.metrics.faithfulness import BATCH, Explain, deletion, insertion
-from sightline.metrics.maps import centred_map, enlarged, random_map, spearman
+from sightline.metrics.maps import centred_map, enlarged, likeness, random_map, spearman
 from sightline.metrics.measure import asked_again
 from sightline.metrics.randomisation import other_classes, parameter_randomisation
 from sightline.metrics.registry import Array, Curve, Measured, find_metric, run_metric
@@ -40,16 +40,19 @@ Verdict = Literal["supported", "weak", "not supported"]
 THIS, CENTRE = "this map", "centred blob"
 
 # The rules, with their numbers; `_RULES` says them.
-ALIKE, SAME, RANDOM_DOUBT, RANDOM_FAIL, LEAST_FALL = 0.5, 0.9, 0.5, 0.8, 0.02
+ALIKE, SAME, RANDOM_DOUBT, RANDOM_FAIL, LEAST_FALL, LEAST_LEAD = 0.5, 0.9, 0.5, 0.8, 0.02, 0.01
 _RULES = {
-    "faithfulness": "better than each random map and the centred blob in deletion and in insertion; failed when a random map is "
-    "better in both",
-    "class sensitivity": f"maps of other classes correlate with it by less than {SAME}",
+    "faithfulness": "better than each random map and the centred blob in deletion and in insertion, by more than "
+    f"{LEAST_LEAD:.0%} of the fall from the whole picture to an emptied one; failed when the random maps' mean is better in both by that",
+    "class sensitivity": f"maps of other classes correlate with it by less than {SAME} on average",
     "randomisation": f"with all weights random the map correlates with itself, either way, by less than {RANDOM_DOUBT}; failed from {RANDOM_FAIL}",
     "agreement": f"the median correlation with maps of other kinds of methods is at least {ALIKE}",
-    "evidence": "the map has positive values and is not the same everywhere",
+    "evidence": "the map has positive values, is not the same everywhere, and not nearly empty against the score",
 }
-_VERDICT_RULE = "not supported: a check failed. Weak: one is doubtful, or has no answer where faithfulness is asked. Supported: those that ran passed"
+_VERDICT_RULE = (
+    "supported when all checks that ran passed; weak when one left a doubt; "
+    "not supported when one failed, or when faithfulness has no answer"
+)
 # Witnesses of another kind: averaged gradients, gradients cell by cell, and (beside these) hiding parts of the picture.
 _WITNESSES = ("grad-cam", "hires-cam")
 _MORE_WITNESSES = ("layer-cam", "recipro-cam", "ablation-cam", "attention-grad")
@@ -173,7 +176,8 @@ class TrustCard:
         for name, each in self.curves.items():
             lines = [Line(of, one.at, one.scores, baseline=of != THIS) for of, one in each.items()]
             low = "low is good" if name == "deletion" else "high is good"
-            plot = curves(f"{name}: {low}", "share of the picture changed", score, lines, width=_PLOT)
+            changed = "share of the picture taken away" if name == "deletion" else "share of the picture given back"
+            plot = curves(f"{name}: {low}", changed, score, lines, width=_PLOT)
             tiles.append(Tile(_half(plot), "", _areas(each)))
         if self.randomisation is not None:
             line = Line("correlation", self.randomisation.at, self.randomisation.scores)
@@ -296,7 +300,7 @@ def check(
             measured[name] = _measured(name, one)
     expensive = "" if cheap else f"{origin.method.name} asks the model many times for each map: --trust full runs this"
     checks = (
-        _about_evidence(shown),
+        _about_evidence(shown, about, origin),
         _about_faithfulness(found_curves, about),
         _about_classes(classes, origin, expensive),
         _about_randomisation(cascade, expensive),
@@ -361,13 +365,12 @@ def _correlation(signed: Array, other: Callable[[], Array]) -> float | None:
         found = other()
     except (NonFiniteError, LayerError, MethodError, ModelError, TargetError):
         return None  # no witness here
-    size = (max(signed.shape[0], found.shape[0]), max(signed.shape[1], found.shape[1]))
-    return _rank_correlation(enlarged(signed, size), enlarged(found, size))
+    return _rank_correlation(signed, found)
 
 
 def _rank_correlation(one: Array, other: Array) -> float | None:
     try:
-        return spearman(one, other)
+        return likeness(one, other) if one.ndim == 2 else spearman(one, other)
     except UndefinedError:
         return None
 
@@ -389,6 +392,7 @@ def _agreement(one: Case, about: Asking, origin: Origin, signed: Array, plan: Pl
     """Correlations with what other kinds of methods say; what is the same map is no witness and left out."""
     size = (about.x.shape[2], about.x.shape[3])
     found = {OCCLUSION: _rank_correlation(*_hidden(about, enlarged(signed, size), plan.parts))}
+    heard = [signed]
     for name in (*_WITNESSES, *(_MORE_WITNESSES if plan.full else ())):
         if name == origin.method.name:
             continue
@@ -400,10 +404,14 @@ def _agreement(one: Case, about: Asking, origin: Origin, signed: Array, plan: Pl
             return maps[0]
 
         value = _correlation(signed, ask)
-        same = maps and maps[0].shape == signed.shape and same_map(torch.from_numpy(maps[0]), torch.from_numpy(signed))
-        if maps and not same:
+        if maps and not any(_same(maps[0], other) for other in heard):
+            heard.append(maps[0])
             found[name] = value
     return found
+
+
+def _same(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and same_map(torch.from_numpy(one), torch.from_numpy(other))
 
 
 def _cascade(signed: Array, about: Asking, explain: Explain, plan: Plan, seed: int) -> Curve | str:
@@ -422,12 +430,17 @@ def _measured(name: str, one: Case) -> Measured:
         return Measured(name, None, str(error))
 
 
-def _about_evidence(shown: Array) -> Check:
+def _about_evidence(shown: Array, about: Asking, origin: Origin) -> Check:
     rule = _RULES["evidence"]
     if not shown.max() > 0:
         return Check("evidence", "failed", "the map is empty: it has no positive value", rule)
     if np.ptp(shown) < 1e-6 * shown.max():
         return Check("evidence", "failed", "the map is the same everywhere: it does not tell where", rule)
+    score = float(about.seen.scores[0]) if about.seen.scores is not None else 0.0
+    if shown.max() <= floor(origin.method, torch.from_numpy(shown), score):
+        return Check(
+            "evidence", "doubtful", f"the map is nearly empty against the score: at most {shown.max():.3g}", rule
+        )
     return Check("evidence", "passed", f"the highest value is {shown.max():.3g}", rule)
 
 
@@ -441,8 +454,12 @@ def _about_faithfulness(found: Mapping[str, Mapping[str, Curve]], about: Asking)
         return Check("faithfulness", "no answer", says, rule)
     if abs(fall) <= 1e-6 * max(abs(whole), abs(emptied)):
         return Check("faithfulness", "no answer", f"the score is {whole:.3g} with and without the picture", rule)
+    least = LEAST_LEAD * abs(fall)
     beaten = {
-        of: (deleted[THIS].value < deleted[of].value, inserted[THIS].value > inserted[of].value)
+        of: (
+            deleted[of].value - deleted[THIS].value > least,
+            inserted[THIS].value - inserted[of].value > least,
+        )
         for of in deleted
         if of != THIS
     }
@@ -453,11 +470,9 @@ def _about_faithfulness(found: Mapping[str, Mapping[str, Curve]], about: Asking)
     )
     if all(all(both) for both in beaten.values()):
         return Check("faithfulness", "passed", says, rule)
-    worse = any(
-        deleted[of].value < deleted[THIS].value and inserted[of].value > inserted[THIS].value
-        for of in deleted
-        if of not in (THIS, CENTRE)
-    )
+    random = [of for of in deleted if of not in (THIS, CENTRE)]
+    by_chance = [float(np.mean([each[of].value for of in random])) for each in (deleted, inserted)]
+    worse = deleted[THIS].value - by_chance[0] > least and by_chance[1] - inserted[THIS].value > least
     return Check("faithfulness", "failed" if worse else "doubtful", says, rule)
 
 
@@ -472,7 +487,12 @@ def _about_classes(classes: Mapping[str, float | None], origin: Origin, expensiv
         why = "no map of another class can be compared with it" if classes else "there is no other class"
         return Check("class sensitivity", "no answer", why, rule)
     mean = float(np.mean(list(known.values())))
-    says = f"the maps of {len(known)} other classes correlate with it by {mean:.2f} on average"
+    others = (
+        f"the maps of {len(known)} other classes correlate"
+        if len(known) > 1
+        else "the map of the other class correlates"
+    )
+    says = f"{others} with it by {mean:.2f}{' on average' if len(known) > 1 else ''}"
     return Check("class sensitivity", "passed" if mean < SAME else "doubtful", says, rule)
 
 
@@ -497,16 +517,18 @@ def _about_agreement(agreement: Mapping[str, float | None]) -> Check:
     return Check("agreement", "passed" if np.median(list(known.values())) >= ALIKE else "doubtful", says, rule)
 
 
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(", ".join(names).rsplit(", ", 1))
+
+
 def _verdict(checks: Sequence[Check]) -> tuple[Verdict, str]:
     failed = [one.name for one in checks if one.outcome == "failed"]
-    doubtful = [
-        one.name
-        for one in checks
-        if one.outcome == "doubtful" or (one.outcome == "no answer" and one.name == "faithfulness")
-    ]
+    doubtful = [one.name for one in checks if one.outcome == "doubtful"]
     passed = [one.name for one in checks if one.outcome == "passed"]
     if failed:
-        return "not supported", f"{' and '.join(failed)} failed. Rule: {_VERDICT_RULE}"
+        return "not supported", f"{_listed(failed)} failed. Rule: {_VERDICT_RULE}"
+    if any(one.name == "faithfulness" and one.outcome == "no answer" for one in checks):
+        return "not supported", f"whether the score follows the map can't be told here. Rule: {_VERDICT_RULE}"
     if doubtful:
-        return "weak", f"{' and '.join(doubtful)} left a doubt. Rule: {_VERDICT_RULE}"
-    return "supported", f"{', '.join(passed)} passed. Rule: {_VERDICT_RULE}"
+        return "weak", f"{_listed(doubtful)} left a doubt. Rule: {_VERDICT_RULE}"
+    return "supported", f"{_listed(passed)} passed. Rule: {_VERDICT_RULE}"

@@ -126,7 +126,7 @@ def test_metrics_are_listed_with_their_direction_and_source(cli: Run) -> None:
 def test_trust_says_beforehand_how_much_it_asks_and_gives_verdict_checks_and_picture(cli: Run, album: Path) -> None:
     result = cli("explain", album / "0.jpg", "--trust", "-o", "out")
     assert result.code == 0, result.err
-    assert "about 59 pictures are shown to the model" in result.err
+    assert "about 60 pictures are shown to the model" in result.err
     assert "by the checks" in result.out
     for check in ("evidence", "faithfulness", "class sensitivity", "randomisation", "agreement"):
         assert f"    {check}: " in result.out

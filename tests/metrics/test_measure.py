@@ -361,7 +361,7 @@ def test_a_photographs_metrics_are_those_of_its_map_on_its_own_pixels() -> None:
         heatmap.measure(["iou"], mask=np.ones((16, 16), bool))
     with pytest.raises(MetricError, match=r"the mask is of shape .*expected an array \(H, W\)"):
         heatmap.measure(["iou"], mask=np.ones((24, 24, 3), bool))
-    with pytest.raises(MetricError, match="the mask is 'mask.png'"):
+    with pytest.raises(MetricError, match=r"the mask is 'mask\.png'"):
         heatmap.measure(["iou"], mask="mask.png")  # type: ignore[arg-type]
 
 

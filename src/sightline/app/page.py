@@ -151,7 +151,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             return _short(error), None
         lines = [f"{one.name}: {one.outcome} ({one.says})" for one in card.checks]
         picture = base64.b64encode(png(card.panel())).decode("ascii")
-        return "\n".join([f"{card.title}: the map is {card.verdict_in_words()}.", *lines]), picture
+        return "\n".join([f"{card.title}: the map is {card.verdict_in_words()}.", *lines, card.because]), picture
 
     def save_all(*values: Any) -> str:
         question = _question(*values)
@@ -220,7 +220,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                     stop_button = gr.Button("Stop", elem_id="stop", scale=0, min_width=90)
                 with gr.Accordion("How far to believe it?", open=False):
                     check_button = gr.Button("Check the map (about 60 more looks)", elem_id="check")
-                    verdict = gr.Textbox(label="Verdict", lines=6, interactive=False, elem_id="verdict")
+                    verdict = gr.Textbox(label="Verdict", lines=3, interactive=False, elem_id="verdict")
                     card = gr.HTML(value=None, html_template=CARD, apply_default_css=False, elem_id="card")
                 with gr.Accordion("Method and layer", open=False):
                     method = gr.Dropdown(methods, value="grad-cam", label="Method", elem_id="method")

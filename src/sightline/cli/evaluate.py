@@ -164,7 +164,15 @@ def _progress() -> Iterator[Callable[[int, int, int], None]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda done, of, pictures: None
+        # A line now and then, for logs.
+        told = [0]
+
+        def tell_tenth(done: int, of: int, pictures: int) -> None:
+            if of and done * 10 // of > told[0]:
+                told[0] = done * 10 // of
+                tell(f"{done} of {of} done, {pictures:,} forwards")
+
+        yield tell_tenth
         return
     columns = (
         SpinnerColumn(),

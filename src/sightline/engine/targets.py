@@ -172,11 +172,15 @@ def resolve(spec: TargetSpec, adapter: Adapter, output: Any, image: int = 0) -> 
 def class_index(name: str, adapter: Adapter, classes: int) -> int:
     """The class of this name: exact without case, else a unique part of a name, else its number; never a guess."""
     labels = (adapter.labels or ())[:classes]
-    wanted = name.strip().lower()
-    exact = [index for index, label in enumerate(labels) if label.lower() == wanted]
+
+    def spelled(text: str) -> str:
+        return text.strip().lower().replace("_", " ")  # as folders and files are named
+
+    wanted = spelled(name)
+    exact = [index for index, label in enumerate(labels) if spelled(label) == wanted]
     if not exact and wanted.isdecimal() and len(wanted) < 10 and int(wanted) < classes:
         return int(wanted)
-    found = exact or [index for index, label in enumerate(labels) if wanted and wanted in label.lower()]
+    found = exact or [index for index, label in enumerate(labels) if wanted and wanted in spelled(label)]
     if len(found) == 1:
         return found[0]
     if found:

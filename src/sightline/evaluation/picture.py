@@ -145,6 +145,8 @@ def _measured(
     """
     found = {}
     for metric in ask.plain_metrics():
+        if one.x is None and not set(metric.needs) <= {"placed", "mask"}:
+            continue  # the mask itself is judged by place alone
         if known and "explain" not in metric.needs:
             found[metric.name] = known[metric.name]
             continue

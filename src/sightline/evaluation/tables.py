@@ -109,6 +109,20 @@ class Evaluation:
             entries.append(Entry(metric.name, name, means[name], against[RANDOM], against[CENTRE], beats))
         return sorted(entries, key=lambda one: (one.interval.mean is None, -sign * (one.interval.mean or 0)))
 
+    def _remarks(self, metric: Metric) -> list[str]:
+        """What a reader must know of the tests: whether any difference could be found with so few pictures."""
+        names = [one for one in self.names(metric.name) if one != TRUTH]
+        count = max((np.isfinite(self.values(metric.name, one)).sum() for one in names), default=0)
+        pairs = len(names) * (len(names) - 1) // 2
+        if metric.better == "neither" or not pairs or 2.0 ** (1 - count) * pairs < 0.05:
+            return []
+        enough = int(np.ceil(1 + np.log2(pairs / 0.05)))
+        what = "boards" if metric.name in BOARDS else "pictures"
+        return [
+            f"With {count} {what} and {pairs} pairs no difference can reach p < 0.05; about {enough} are needed.",
+            "",
+        ]
+
     def pairs(self, metric: Metric) -> list[tuple[str, str, Any, float | None]]:
         """Every two methods: (one, other, the paired test, its p corrected for their number)."""
         names = [one for one in self.names(metric.name) if one != TRUTH]
@@ -140,9 +154,11 @@ class Evaluation:
 
     def markdown(self) -> str:
         """The tables to read."""
-        pictures = sum(not row["name"].startswith("board ") for row in self.rows)
+        asked = sum(not row["name"].startswith("board ") for row in self.rows)
+        good = sum("error" not in row and "classes" not in row for row in self.rows)
         lines = [
-            f"# Methods compared on {pictures} pictures",
+            f"# Methods compared on {good} pictures"
+            + (f"; {asked - good} more could not be evaluated" if asked > good else ""),
             "",
             f"Model {_cell(self.model)}; classes: {_cell(self.labels)}. Means over pictures, for boards over boards, with 95 % bootstrap intervals; undefined ones are left out and counted.",
             f"Better than the random map or the centred blob: p < 0.05, with {CORRECTION}.",
@@ -163,8 +179,8 @@ class Evaluation:
                 "| method | mean [95 %] | undefined | better than random (p) | better than centre (p) |",
                 "|---|---|---|---|---|",
             ]
-            lines += [_line(entry) for entry in self._entries(metric)]
-            lines.append("")
+            lines += [_line(entry, metric) for entry in self._entries(metric)]
+            lines += ["", *self._remarks(metric)]
         if self.errors:
             lines += ["## Pictures that could not be evaluated", ""]
             lines += [f"- {_cell(name)}: {_cell(reason)}" for name, reason in list(self.errors.items())[:50]]
@@ -183,14 +199,18 @@ def _number(one: Mapping[str, Any]) -> float:
     return np.nan if one["value"] is None else float(one["value"])
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: Entry, metric: Metric) -> str:
     cells = [
         f"**{entry.method}**" if entry.method in REFERENCES else entry.method,
         shown(entry.interval),
         str(entry.interval.undefined),
     ]
     for reference, p in ((RANDOM, entry.over_random), (CENTRE, entry.over_centre)):
-        cells.append("" if p is None else f"{'yes' if reference in entry.beats else 'no'} ({_p(p)})")
+        cells.append(
+            ""
+            if p is None or metric.better == "neither"
+            else f"{'yes' if reference in entry.beats else 'no'} ({_p(p)})"
+        )
     return f"| {' | '.join(cells)} |"
 
 
@@ -290,7 +310,7 @@ def _parquet(found: Evaluation) -> bytes:
         for method, each in row["values"].items():
             for name, one in each.items():
                 metric, _, cell = name.partition("/")
-                image = f"{row['name']} cell {int(cell) + 1}" if cell else row["name"]
+                image = f"{row['name']} cell {int(cell) + 1}: {row['pictures'][int(cell)]}" if cell else row["name"]
                 curve = one.get("curve", {})
                 add(
                     image=image,
@@ -312,6 +332,18 @@ def _parquet(found: Evaluation) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+_MOST_BANDS = 4
+
+
+def _alike(curves_of: Mapping[str, Array]) -> list[list[str]]:
+    """Names of methods with one and the same curves, together."""
+    groups: list[list[str]] = []
+    for name, scores in curves_of.items():
+        home = next((one for one in groups if np.array_equal(curves_of[one[0]], scores, equal_nan=True)), None)
+        home.append(name) if home else groups.append([name])
+    return groups
+
+
 def _plots(found: Evaluation, metric: Metric) -> dict[str, Any]:
     names = found.names(metric.name)
     if not names:
@@ -321,19 +353,21 @@ def _plots(found: Evaluation, metric: Metric) -> dict[str, Any]:
     direction = {"higher": "higher is better", "lower": "lower is better"}.get(metric.better, "")
     label = f"{metric.name}, mean over pictures" + (f" ({direction})" if direction else "")
     rows = [Row(name, one.mean, one.low, one.high, name in REFERENCES) for name, one in means.items()]
-    plots[metric.name] = intervals(metric.name, label, rows)
+    plots[metric.name] = intervals(metric.name, label, rows, better="lower" if metric.better == "lower" else "higher")
+    drawn = {name: curve for name in names if (curve := found.curve(metric.name, name)) is not None}
     lines = []
-    for name in names:
-        if (drawn := found.curve(metric.name, name)) is not None:
-            at, scores = drawn
+    for together in _alike({name: scores for name, (_, scores) in drawn.items()}):
+        at, scores = drawn[together[0]]
+        low = high = None
+        if len(drawn) <= _MOST_BANDS:  # more would lie on each other
             band = [bootstrap(scores[:, point], draws=1000) for point in range(len(at))]
-            low, high = (
-                [getattr(one, edge) if getattr(one, edge) is not None else np.nan for one in band]
-                for edge in ("low", "high")
-            )
-            lines.append(Line(name, at, np.nanmean(scores, axis=0), np.array(low), np.array(high), name in REFERENCES))
+            low, high = (np.array([getattr(one, edge) for one in band], np.float64) for edge in ("low", "high"))
+        known = np.isfinite(scores).any(axis=0)
+        mean = np.where(known, np.nansum(scores, axis=0) / np.maximum(np.isfinite(scores).sum(axis=0), 1), np.nan)
+        lines.append(Line(" = ".join(together), at, mean, low, high, together[0] in REFERENCES))
     if lines:
-        plots[f"{metric.name}-curve"] = curves(f"{metric.name}: {direction}", "share changed", "score", lines)
+        changed = "share of the picture given back" if metric.name == "insertion" else "share changed"
+        plots[f"{metric.name}-curve"] = curves(f"{metric.name}: {direction}", changed, "score", lines)
     ranked = [name for name in names if name != TRUTH]
     if metric.better != "neither" and len(ranked) > 1:
         table = np.stack([found.values(metric.name, name) for name in ranked], axis=1)

@@ -143,7 +143,7 @@ def road_morf(
 def road_lerf(
     heat: Array, x: Tensor, answer: Answer, *, shares: tuple[float, ...] = SHARES, noise: float = 0.01, seed: int = 0
 ) -> Curve:
-    """The same with the least important removed first: the score should stay.
+    """The score after the least important shares of the picture were removed and filled in from what is left: it should stay. The mean over the shares.
 
     Args: as for `road_morf`.
     """

@@ -68,7 +68,7 @@ def mass_in_mask(placed: Array, mask: Mask) -> float:
     total = heat.sum()
     if not total > 0:
         raise UndefinedError("the map is empty: it has no heat that could lie anywhere")
-    return float(heat[mask].sum() / total)
+    return min(1.0, float(heat[mask].sum() / total))
 
 
 @metric("iou", better="higher", reference="Selvaraju et al. 2017, arXiv:1610.02391: 15 % of the maximum")
@@ -107,12 +107,12 @@ def grid_pointing_game(heat: Array, cell: tuple[int, int]) -> float:
         raise UndefinedError("the map is empty: it has no heat that could lie anywhere")
     h, w = heat.shape[0] // n, heat.shape[1] // n
     top, left = number // n * h, number % n * w
-    return float(positive[top : top + h, left : left + w].sum() / positive.sum())
+    return min(1.0, float(positive[top : top + h, left : left + w].sum() / positive.sum()))
 
 
 @metric("di-full", better="higher", reference="Rao et al. 2022, arXiv:2205.10435")
 def di_full(heat: Array, part: tuple[int, int]) -> float:
-    """The same on a board whose parts the model can't mix: each class is read off its own picture, so all else is provably wrong."""
+    """On a board whose n x n pictures the model can't mix: the share of the positive heat on the class's own picture; all else is provably wrong."""
     return grid_pointing_game(heat, part)
 
 

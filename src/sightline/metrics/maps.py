@@ -67,6 +67,12 @@ def spearman(one: Array, other: Array) -> float:
     return correlation(_ranked(one), _ranked(other))
 
 
+def likeness(one: Array, other: Array) -> float:
+    """Spearman's correlation of two maps on whatever grids, both enlarged to the finer rows and columns."""
+    size = (max(one.shape[0], other.shape[0]), max(one.shape[1], other.shape[1]))
+    return spearman(enlarged(one, size), enlarged(other, size))
+
+
 def _ranked(values: Array) -> Array:
     _, place, counts = np.unique(values.ravel(), return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place].reshape(values.shape)

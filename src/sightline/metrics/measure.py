@@ -46,7 +46,8 @@ def measure(
         model: a module or adapter; never changed.
         metrics: names (`sightline metrics`).
         maps: (B, h, w) from anywhere, also from another library; made by `method` when left out.
-        method: as in `explain`. Metrics that ask for other maps ask this method.
+        method: as in `explain`. Metrics that ask for other maps (max-sensitivity, adcc, random-logit, parameter-randomisation) ask
+            this method, also where `maps` are given.
         target: as in `attribute`.
         layer: as in `attribute`.
         masks: (B, H, W) of true and false, where the object is.
@@ -72,7 +73,8 @@ def measure(
         about = asking(adapter, seen, asked, memory_mb=memory_mb)
         explain = explainer(about, origin)
         if given is None:
-            shown, raw = explain(signed=False)[0], explain()[0]
+            raw = explain()[0]
+            shown = raw if way.signed or len(names) > 1 else np.maximum(raw, 0)
         else:
             shown = raw = given[image]
         mask = None if objects is None else objects[image] > 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sightline.errors import MetricError, NonFiniteError, UndefinedError
 from sightline.metrics.faithfulness import Explain
-from sightline.metrics.maps import spearman
+from sightline.metrics.maps import likeness
 from sightline.metrics.registry import Array, Curve, metric
 from sightline.models.layers import adopt_layouts
 from sightline.models.twin import isolated, twin
@@ -56,7 +56,7 @@ def parameter_randomisation(
             continue
         at.append(done / len(layers))
         try:
-            scores.append(spearman(raw, explain(module=stand_in)[0]))
+            scores.append(likeness(raw, explain(module=stand_in)[0]))
         except (UndefinedError, NonFiniteError) as error:
             scores.append(np.nan)
             notes.append(f"with {done} of {len(layers)} layers random: {error}")
@@ -70,7 +70,7 @@ def parameter_randomisation(
         for _ in _randomised(another, layers, seed + draw):
             pass
         try:
-            ends.append(abs(spearman(raw, explain(module=another)[0])))
+            ends.append(abs(likeness(raw, explain(module=another)[0])))
         except (UndefinedError, NonFiniteError) as error:
             notes.append(f"draw {draw + 1}, all layers random: {error}")
     return Curve(np.array(at), curve, float(np.mean(ends)), notes=tuple(notes))
@@ -138,7 +138,7 @@ def random_logit(raw: Array, explain: Explain, others: tuple[int, int], *, class
         seed: of which.
     """
     drawn = other_classes(others, classes, seed)
-    return float(np.mean([spearman(raw, explain(target=one)[0]) for one in drawn]))
+    return float(np.mean([likeness(raw, explain(target=one)[0]) for one in drawn]))
 
 
 def other_classes(others: tuple[int, int], classes: int, seed: int) -> list[int]:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from sightline.attribution import Origin, attribute, fused, map_of, toward_all
+from sightline.engine.capture import Capture
+from sightline.engine.capture import capture as run_once
 from sightline.engine.targets import per_image, probabilities
 from sightline.errors import ImageError, LayerError, MethodError, MetricError, ModelError, NonFiniteError, TargetError
 from sightline.evaluation.items import NO_LABEL, Item, mask_of
@@ -184,13 +186,14 @@ def measured_board(
         whole = metric.name == "grid-pointing-game"
         adapter = ask.adapter if whole else apart(ask.adapter, layer, board.n)
         classes = looks[0].captures[0].output.shape[1]
-        for method in ask.methods:
-            for number, k in enumerate(board.classes):
+        (seen,) = run_once(adapter, x, [layer if whole else None])
+        if told is not None:
+            told(len(board.pictures))
+        for number, k in enumerate(board.classes):  # methods of one class share one backward
+            for method in ask.methods:
                 target = k if whole else number * classes + k
-                found = _on_board(metric, method, adapter, x, target, layer if whole else None, (number, board.n), ask)
+                found = _on_board(metric, method, adapter, seen, target, (number, board.n), ask)
                 values.setdefault(method.name, {})[f"{metric.name}/{number}"] = found
-                if told is not None:
-                    told(len(board.pictures))
         for reference in (RANDOM, CENTRE):
             size = (x.shape[2], x.shape[3])
             heat = (
@@ -212,21 +215,22 @@ def _on_board(
     metric: Metric,
     method: Method,
     adapter: Adapter,
-    x: Any,
+    seen: Capture,
     target: int,
-    layer: str | None,
     cell: tuple[int, int],
     ask: Ask,
 ) -> dict[str, Any]:
     try:
         options = ask.options.get(method.name, {})
-        maps = attribute(
-            x, adapter, method=method, target=target, layer=layer, options=options, memory_mb=ask.memory_mb
-        )
+        maps = attribute(seen, adapter, method=method, target=target, options=options, memory_mb=ask.memory_mb)
         grid: Array = maps[0].double().cpu().numpy()
         n = cell[1]
         # On a grid that the cells divide, the share is read off the cells themselves; else off the enlarged map.
-        heat = grid if grid.shape[0] % n == 0 and grid.shape[1] % n == 0 else enlarged(grid, (x.shape[2], x.shape[3]))
+        heat = (
+            grid
+            if grid.shape[0] % n == 0 and grid.shape[1] % n == 0
+            else enlarged(grid, (seen.input.shape[2], seen.input.shape[3]))
+        )
         return _short(run_metric(metric, _on_cell(metric, heat, cell)))
     except _FAILURES as error:
         return _none(str(error))

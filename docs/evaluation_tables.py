@@ -15,7 +15,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 PAGE = HERE / "evaluation.md"
 BEGIN, END = "<!-- table: python docs/evaluation_tables.py RUN -->\n", "<!-- end of table -->\n"
-PLOTS = ("deletion-curve", "insertion-curve", "deletion-ranks", "insertion-ranks", "di-full", "grid-pointing-game")
+PLOTS = ("deletion-curve", "deletion-ranks", "di-full")
 REFERENCES = ("random map", "centred blob", "the mask itself")
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,7 @@ from sightline.methods.notices import floor, same_map
 from sightline.methods.registry import ONE_PASS, find
 from sightline.metrics.case import Asking, Case, case, explainer
 from sightline.metrics.faithfulness import BATCH, Explain, deletion, insertion
-from sightline.metrics.maps import centred_map, enlarged, likeness, random_map, spearman
+from sightline.metrics.maps import centred_map, enlarged, likeness, random_map
 from sightline.metrics.measure import asked_again
 from sightline.metrics.randomisation import other_classes, parameter_randomisation
 from sightline.metrics.registry import Array, Curve, Measured, find_metric, run_metric
@@ -172,12 +171,11 @@ class TrustCard:
     def panel(self) -> Image.Image:
         """The card as one picture: the map, the curves beside those of maps that know nothing, and every check with its rule."""
         tiles = [] if self.overlay is None else [Tile(_widened(self.overlay), "the map")]
-        score = "score"
         for name, each in self.curves.items():
             lines = [Line(of, one.at, one.scores, baseline=of != THIS) for of, one in each.items()]
             low = "low is good" if name == "deletion" else "high is good"
             changed = "share of the picture taken away" if name == "deletion" else "share of the picture given back"
-            plot = curves(f"{name}: {low}", changed, score, lines, width=_PLOT)
+            plot = curves(f"{name}: {low}", changed, "score", lines, width=_PLOT)
             tiles.append(Tile(_half(plot), "", _areas(each)))
         if self.randomisation is not None:
             line = Line("correlation", self.randomisation.at, self.randomisation.scores)
@@ -285,14 +283,11 @@ def check(
     cheap = full or _price(origin) <= 1
     found_curves = _faithfulness(about, shown, plan, seed)
     classes = _classes(one, about, explain, origin, signed, plan.classes, seed) if cheap else {}
-    agreement = _agreement(one, about, origin, signed, plan)
+    agreement = _agreement(about, origin, signed, plan)
     if cheap:
         told(1)  # which layers run, and when
     cascade = _cascade(signed, about, explain, plan, seed) if cheap else None
-    measured = {
-        name: Measured(name, curve.value, curve=curve)
-        for name, curve in ((name, each[THIS]) for name, each in found_curves.items())
-    }
+    measured = {name: Measured(name, each[THIS].value, curve=each[THIS]) for name, each in found_curves.items()}
     if isinstance(cascade, Curve):
         measured["parameter-randomisation"] = Measured("parameter-randomisation", cascade.value, curve=cascade)
     if full:
@@ -352,31 +347,27 @@ def _classes(
     drawn = other_classes(one.others, count, seed)
     names = [about.adapter.label(index) for index in drawn]
     keys = names if len(set(names)) == len(names) else [f"{name} ({at})" for name, at in zip(names, drawn, strict=True)]
-    return {key: _correlation(signed, partial(_first, explain, at)) for key, at in zip(keys, drawn, strict=True)}
+    return {key: _correlation(signed, _asked(explain, target=at)) for key, at in zip(keys, drawn, strict=True)}
 
 
-def _first(explain: Explain, target: int) -> Array:
-    found: Array = explain(target=target)[0]
+def _asked(explain: Explain, **changes: Any) -> Array | None:
+    """Another map, or None where there is none to be had."""
+    try:
+        found: Array = explain(**changes)[0]
+    except (NonFiniteError, LayerError, MethodError, ModelError, TargetError):
+        return None
     return found
 
 
-def _correlation(signed: Array, other: Callable[[], Array]) -> float | None:
+def _correlation(one: Array, other: Array | None) -> float | None:
     try:
-        found = other()
-    except (NonFiniteError, LayerError, MethodError, ModelError, TargetError):
-        return None  # no witness here
-    return _rank_correlation(signed, found)
-
-
-def _rank_correlation(one: Array, other: Array) -> float | None:
-    try:
-        return likeness(one, other) if one.ndim == 2 else spearman(one, other)
+        return None if other is None else likeness(one, other)
     except UndefinedError:
         return None
 
 
 def _hidden(about: Asking, heat: Array, parts: int) -> tuple[Array, Array]:
-    """By how much the score falls when a part of the picture is set to 0, and the heat there; parts x parts of them."""
+    """By how much the score falls when a part of the picture is set to 0, and the heat there, both (parts, parts)."""
     edges = [np.linspace(0, n, parts + 1).round().astype(int) for n in heat.shape]
     pictures, inside = about.x.repeat(parts * parts, 1, 1, 1), []
     for number, picture in enumerate(pictures):
@@ -385,28 +376,22 @@ def _hidden(about: Asking, heat: Array, parts: int) -> tuple[Array, Array]:
         picture[:, place[0], place[1]] = 0
         inside.append(heat[place].mean())
     scores = torch.cat([about.score(some) for some in torch.split(pictures, BATCH)]).numpy()
-    return -scores, np.array(inside)
+    return -scores.reshape(parts, parts), np.array(inside).reshape(parts, parts)
 
 
-def _agreement(one: Case, about: Asking, origin: Origin, signed: Array, plan: Plan) -> dict[str, float | None]:
+def _agreement(about: Asking, origin: Origin, signed: Array, plan: Plan) -> dict[str, float | None]:
     """Correlations with what other kinds of methods say; what is the same map is no witness and left out."""
     size = (about.x.shape[2], about.x.shape[3])
-    found = {OCCLUSION: _rank_correlation(*_hidden(about, enlarged(signed, size), plan.parts))}
+    found = {OCCLUSION: _correlation(*_hidden(about, enlarged(signed, size), plan.parts))}
     heard = [signed]
     for name in (*_WITNESSES, *(_MORE_WITNESSES if plan.full else ())):
         if name == origin.method.name:
             continue
         other = dataclasses.replace(origin, method=find(name), options={}, layers=origin.layers[-1:])
-        maps: list[Array] = []
-
-        def ask(other: Origin = other, maps: list[Array] = maps) -> Array:
-            maps.append(explainer(about, other)()[0])
-            return maps[0]
-
-        value = _correlation(signed, ask)
-        if maps and not any(_same(maps[0], other) for other in heard):
-            heard.append(maps[0])
-            found[name] = value
+        witness = _asked(explainer(about, other))
+        if witness is not None and not any(_same(witness, one) for one in heard):
+            heard.append(witness)
+            found[name] = _correlation(signed, witness)
     return found
 
 

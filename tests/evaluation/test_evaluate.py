@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor
 
 import sightline
 from conftest import Plain, assert_untouched, seeded
-from sightline.errors import ImageError, MethodError, MetricError, OutputError
+from sightline.errors import ImageError, MethodError, MetricError, MissingExtraError, OutputError
 from sightline.evaluation import Evaluation, evaluate
 from sightline.evaluation.picture import CENTRE, RANDOM, TRUTH
 from sightline.models.adapter import Adapter
@@ -370,3 +371,13 @@ def test_names_of_pictures_cannot_run_in_a_spreadsheet(
     (album / "cat" / "1.png").rename(album / "cat" / "=1+1.png")
     run()
     assert "=1+1" not in (tmp_path / "out" / "table.csv").read_text()
+
+
+def test_without_the_extra_it_is_said_before_anything_is_done(
+    run: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else real(name))
+    with pytest.raises(MissingExtraError, match=r"\(pyarrow\): pip install 'sightline\[evaluate\]'"):
+        run()
+    assert not (tmp_path / "out").exists()

@@ -25,6 +25,7 @@ from sightline.app.answers import (
     problem,
 )
 from sightline.bundle import png
+from sightline.engine.probe import Progress
 from sightline.errors import SightlineError
 from sightline.methods.registry import ONE_PASS, list_methods, one_pass
 from sightline.render.viewer import script, style_sheet
@@ -81,20 +82,25 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
 
     stopped: set[str] = set()
 
+    def told_to(visit: str, progress: Any, doing: str, unit: str) -> Progress:
+        """Shows a visitor how far it is, until the visitor stops it."""
+
+        def told(done: int, of: int) -> None:
+            if visit in stopped:
+                raise SightlineError(STOPPED)
+            progress((done, of), desc=doing, unit=unit)
+
+        stopped.discard(visit)
+        return told
+
     def show(history: list[dict[str, Any]], values: Sequence[Any], visit: str, progress: Any) -> Any:
         """What the page shows for a question: answer, Python lines, history, its list."""
         question = _question(*values)
         if not question.picture:
             return None, "", history, gr.skip()
 
-        def told(done: int, of: int) -> None:
-            if visit in stopped:
-                raise SightlineError(STOPPED)
-            progress((done, of), desc="asking the model again", unit="questions")
-
-        stopped.discard(visit)
         try:
-            found = ask(offer, question, told)
+            found = ask(offer, question, told_to(visit, progress, "asking the model again", "questions"))
         except SightlineError as error:
             if str(error) == STOPPED:
                 return {**problem(STOPPED), "keep": True}, gr.skip(), history, gr.skip()  # the map before stays
@@ -139,14 +145,8 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         if not question.picture:
             return "Choose a picture first.", None
 
-        def told(done: int, of: int) -> None:
-            if visit in stopped:
-                raise SightlineError(STOPPED)
-            progress((done, of), desc="checking", unit="pictures")
-
-        stopped.discard(visit)
         try:
-            card = checked(offer, question, told)
+            card = checked(offer, question, told_to(visit, progress, "checking", "pictures"))
         except SightlineError as error:
             return _short(error), None
         lines = [f"{one.name}: {one.outcome} ({one.says})" for one in card.checks]

@@ -236,7 +236,9 @@ def write_tables(found: Evaluation, journal: Journal) -> None:
         [
             one.metric,
             one.method,
-            *_of(one.interval),
+            one.interval.mean,
+            one.interval.low,
+            one.interval.high,
             one.interval.count,
             one.interval.undefined,
             one.over_random,
@@ -258,10 +260,6 @@ def write_tables(found: Evaluation, journal: Journal) -> None:
     for metric in found.metrics:
         for name, picture in _plots(found, metric).items():
             journal.place(f"{name}.png", png(picture))
-
-
-def _of(one: Interval) -> list[float | None]:
-    return [one.mean, one.low, one.high]
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:

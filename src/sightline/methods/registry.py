@@ -137,10 +137,15 @@ def method(
 
 def list_methods() -> Mapping[str, Method]:
     """Every method by name, those of installed plug-ins (entry points `sightline.methods`) included."""
-    for entry in entry_points(group="sightline.methods"):
-        if entry.name not in _REGISTRY:
+    return with_plugins("sightline.methods", _REGISTRY)
+
+
+def with_plugins(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """A registry by name, once the installed plug-ins of that group of entry points have registered themselves."""
+    for entry in entry_points(group=group):
+        if entry.name not in known:
             entry.load()
-    return dict(sorted(_REGISTRY.items()))
+    return dict(sorted(known.items()))
 
 
 def one_pass() -> list[str]:
@@ -177,8 +182,12 @@ def check_options(chosen: Sequence[Method], options: Mapping[str, Any]) -> None:
     check_settings(", ".join(one.name for one in chosen), known, options)
 
 
-# Options of one name mean the same in every method.
-_RANGES = {"seed": (0, 2**63 - 1), "samples": (1, 1_000_000), "noise": (0, 100)}
+# Options of one name mean the same in every method and metric: from, to, and whether the first itself is allowed.
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "seed": (0, 2**63 - 1, True), "samples": (1, 1_000_000, True), "noise": (0, 100, True), "step": (1, 1e9, True),
+    "shares": (0, 1, False), "size": (0, 1, False), "radius": (0, 1e6, False), "tolerance": (0, 1e6, True),
+    "threshold": (0, 1, False), "classes": (1, 1e6, True), "depths": (0, 1e6, True), "draws": (1, 1e4, True),
+}  # fmt: skip
 
 
 def check_settings(of: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -198,8 +207,12 @@ def check_settings(of: str, known: Mapping[str, Any], given: Mapping[str, Any]) 
                 else f"something like {known[name]!r}"
             )
             raise MethodError(f"option {name} is {value!r}; expected {expected}")
-        if name in _RANGES and not _RANGES[name][0] <= value <= _RANGES[name][1]:
-            raise MethodError(f"option {name} is {value!r}; expected {_RANGES[name][0]} to {_RANGES[name][1]}")
+        if name in _RANGES:
+            low, high, closed = _RANGES[name]
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if not (low <= one <= high if closed else low < one <= high):
+                    reach = f"{low} to {high}" if closed else f"above {low}, at most {high}"
+                    raise MethodError(f"option {name} is {value!r}; expected {reach}")
 
 
 def _alike(value: Any, default: Any) -> bool:

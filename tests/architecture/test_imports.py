@@ -19,6 +19,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # What stands left may not import what stands right, not even inside a function.
 ORDER = (
     "errors",
+    "_optional",
     "_quiet",
     "data",
     "models",

@@ -26,6 +26,7 @@ from sightline.cli.doctor import DEMO
 from sightline.cli.output import plain
 from sightline.engine.attention import WANTED
 from sightline.models import load as loading
+from sightline.models.given import Given
 
 FILES = {"overlay.png", "panel.png", "map.npy", "manifest.json"}
 SMALL = "timm:mobilenetv3_small_050"
@@ -143,7 +144,7 @@ def test_random_weights_are_announced(cli: Run, photo: Path) -> None:
 
 def test_local_weights_are_used(cli: Run, photo: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    state = loading.build(SMALL, random_weights=True).module.state_dict()
+    state = loading.build(SMALL, Given(random_weights=True)).module.state_dict()
     torch.save(state, tmp_path / "mine.pth")
     result = cli("explain", photo, "--model", SMALL, "--weights", tmp_path / "mine.pth", "--json")
     assert (result.code, result.err) == (0, "")

@@ -28,6 +28,7 @@ from sightline.models import bundled
 from sightline.models import load as loading
 from sightline.models.adapter import Adapter
 from sightline.models.fold import fold
+from sightline.models.given import Given
 from sightline.models.weights import file_hash
 
 SMALL = "timm:mobilenetv3_small_050"
@@ -153,7 +154,7 @@ def test_an_unknown_tag_of_timm_is_refused_by_name() -> None:
     assert "sightline models timm" in message
 
 
-@pytest.mark.parametrize("model", [None, 7, b"bundled", Path("bundled"), ["bundled"], nn.ReLU])
+@pytest.mark.parametrize("model", [None, 7, b"bundled", ["bundled"], nn.ReLU])
 def test_what_is_neither_name_nor_module_is_refused(model: Any) -> None:
     assert type(model).__name__ in refused(model)
 
@@ -197,7 +198,7 @@ def test_local_weights_give_the_same_answers_as_the_model_they_were_saved_from(
     name: str, ending: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    original = loading.build(name, random_weights=True)
+    original = loading.build(name, Given(random_weights=True))
     path = tmp_path / f"mine.{ending}"
     state = original.module.state_dict()
     save_file(state, path) if ending == "safetensors" else torch.save({"state_dict": state}, path)
@@ -208,12 +209,14 @@ def test_local_weights_give_the_same_answers_as_the_model_they_were_saved_from(
     assert relative(adapter.module(x), expected) < 1e-5
     assert adapter.provenance["weights"] == path.name
     assert adapter.provenance["sha256"] == file_hash(path)
-    assert adapter.notes == ()
+    (note,) = adapter.notes
+    assert "guessed: preprocessing" in note
+    assert "class names" in note
     assert load_model(name, weights=str(path)).provenance == adapter.provenance
 
 
 def test_local_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    state = loading.build("torchvision:shufflenet_v2_x0_5", random_weights=True).module.state_dict()
+    state = loading.build("torchvision:shufflenet_v2_x0_5", Given(random_weights=True)).module.state_dict()
     save_file(state, tmp_path / "other.safetensors")
     message = refused("torchvision:shufflenet_v2_x1_0", weights=tmp_path / "other.safetensors")
     assert "ShuffleNetV2" in message
@@ -286,7 +289,7 @@ def test_a_damaged_file_in_the_cache_is_not_used_in_silence(monkeypatch: pytest.
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     place = tmp_path / "checkpoints" / ResNet18_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
     place.parent.mkdir()
-    state = loading.build("torchvision:resnet18", random_weights=True).module.state_dict()
+    state = loading.build("torchvision:resnet18", Given(random_weights=True)).module.state_dict()
     torch.save(state, place)  # the right names and shapes under the official name, but not the official file
     assert place.name in refused("torchvision:resnet18")
 
@@ -321,7 +324,7 @@ def randomise_norms(module: nn.Module) -> None:
 def pair(name: str, for_layer: str | None = None) -> tuple[Adapter, nn.Module, Tensor]:
     """A model made ready (folded, channels-last), the same before that, and an input."""
     torch.manual_seed(1)
-    built = loading.build(name, random_weights=True)
+    built = loading.build(name, Given(random_weights=True))
     randomise_norms(built.module)
     original = copy.deepcopy(built.module).eval()
     adapter = loading._ready(built, for_layer)
@@ -445,7 +448,7 @@ def test_a_batch_norm_without_statistics_is_not_folded() -> None:
 
 
 def test_the_bundled_model_is_folded_without_changing_its_answer(inside: Adapter) -> None:
-    original = bundled.build("", None, False)
+    original = bundled.build("", Given())
     x = loading.sample_input(original)
     with torch.no_grad():
         expected = original.module.eval()(x)

@@ -19,6 +19,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from sightline.errors import ImageError, ModelError
 from sightline.models import timm, torchvision
+from sightline.models.given import Given
 from sightline.models.preprocess import measured, standard
 from sightline.models.view import View
 
@@ -91,7 +92,7 @@ def test_standard_is_torchvisions_transform_to_the_bit(weights: str) -> None:
 )
 def test_a_torchvision_model_comes_with_its_newest_weights_own_transform(name: str) -> None:
     transform = models.get_model_weights(name).DEFAULT.transforms()
-    adapter = torchvision.build(name, None, True)
+    adapter = torchvision.build(name, Given(random_weights=True))
     for size in SIZES[:4]:
         x, view = adapter.preprocess(photograph(size))
         assert_identical(x, transform(photograph(size)))
@@ -134,7 +135,9 @@ def timm_pair(
         "mean": MEAN,
         "std": STD,
     }
-    return timm.preprocessing(module, {})["preprocess"], create_transform(**resolve_model_data_config(module))
+    return standard(**(spec := timm.preprocessing(module)), fill=spec["mean"]), create_transform(
+        **resolve_model_data_config(module)
+    )
 
 
 @pytest.mark.parametrize("photo", SIZES)
@@ -165,7 +168,10 @@ def test_the_bundled_models_transform_is_timms_to_the_bit() -> None:
     from timm.data.config import resolve_model_data_config
 
     module = timm.architecture("tf_efficientnet_lite0")
-    ours, theirs = timm.preprocessing(module, {})["preprocess"], create_transform(**resolve_model_data_config(module))
+    ours, theirs = (
+        standard(**(spec := timm.preprocessing(module)), fill=spec["mean"]),
+        create_transform(**resolve_model_data_config(module)),
+    )
     for size in SIZES:
         assert_identical(ours(photograph(size))[0], theirs(photograph(size)))
 

@@ -22,7 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sightline.errors import ModelError, WeightsError
-from sightline.models.weights import file_hash, load_weights, read_weights
+from sightline.models.weights import file_hash, load_weights, read_stored
+
+
+def read_weights(path: Path, **options: Any) -> dict[str, Tensor]:
+    """The tensors of a file."""
+    return dict(read_stored(path, **options).tensors)
 
 
 class Small(nn.Sequential):
@@ -277,10 +282,10 @@ def test_a_file_that_promises_more_numbers_than_it_holds_is_refused_in_little_me
     path.write_bytes(content.replace(said, more))  # 8.6 GB of float32
     code = (
         "import sys, pathlib, resource\n"
-        "from sightline.models.weights import read_weights\n"
+        "from sightline.models.weights import read_stored\n"
         "from sightline.errors import WeightsError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: read_weights(pathlib.Path(sys.argv[1]))\n"
+        "try: read_stored(pathlib.Path(sys.argv[1]))\n"
         "except WeightsError: print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.errors import ModelError
 from sightline.models import layers as layer_choice
+from sightline.models.given import Finding
 from sightline.models.outputs import unwrap
 from sightline.models.preprocess import Preprocess, measured
 from sightline.models.twin import submodule, unwrapped
@@ -34,6 +35,7 @@ class Adapter:
         grid: (rows, columns) of a transformer's patch tokens where the user named them; found by running when None.
         provenance: where the model, its weights and its preprocessing come from.
         notes: what every result made with this model must say, such as "random weights".
+        found: what was found out when it was loaded, from where, and what of it is guessed.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Adapter:
     grid: tuple[int, int] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    found: tuple[Finding, ...] = ()
 
     def label(self, index: int) -> str:
         """The name of a class, "class 7" where names are unknown."""

@@ -1,21 +1,26 @@
-"""`load_model`: a name or a module becomes an `Adapter`."""
+"""`load_model`: a name, a file or a module becomes an `Adapter`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
 from sightline.models import bundled, layers, timm, torchvision
 from sightline.models.adapter import Adapter, adapt
 from sightline.models.fold import fold
+from sightline.models.given import Given
+from sightline.models.preprocess import specified
+from sightline.models.weights import read_stored
 
 # One entry a source: what stands before the colon of a model's name, and who builds it.
-SOURCES: dict[str, Callable[[str, Path | None, bool], Adapter]] = {
+SOURCES: dict[str, Callable[[str, Given], Adapter]] = {
     "bundled": bundled.build,
     "torchvision": torchvision.build,
     "timm": timm.build,
@@ -23,46 +28,103 @@ SOURCES: dict[str, Callable[[str, Path | None, bool], Adapter]] = {
 
 
 def load_model(
-    model: str | nn.Module | Adapter = "bundled",
+    model: str | Path | nn.Module | Adapter = "bundled",
     *,
     weights: str | Path | None = None,
     random_weights: bool = False,
+    num_classes: int | None = None,
+    labels: Sequence[str] | None = None,
+    preprocess: Mapping[str, Any] | Callable[[Image.Image], Any] | None = None,
+    trust_code: bool = False,
     for_layer: str | Sequence[str] | None = None,
 ) -> Adapter:
-    """Loads a model with its weights, class names and own preprocessing.
+    """Loads a model with its weights, class names and own preprocessing; what nothing tells is guessed, and said.
 
     Args:
-        model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny", or a
-            module (see `adapt`).
-        weights: a local state dict (.safetensors, .pt, .pth) instead of the official weights.
+        model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny", a file or
+            folder, or a module (see `adapt`). `sightline models` lists the sources.
+        weights: a local state dict (.safetensors, .pt, .pth, .ckpt) instead of the official weights; a head of another size
+            is found from it.
         random_weights: leave the weights random, to try things out; every result says so.
+        num_classes: size of the head, where nothing else tells it.
+        labels: class names by index.
+        preprocess: parts of the preprocessing that replace the model's own, such as {"size": 320, "mean": 0.5, "std": 0.5}
+            (size, resize, fit, interpolation, mean, std; pixels and 0..1); or a function, as for `adapt`.
+        trust_code: run the code in a file that holds a program (.pt2). Only of files that you made yourself.
         for_layer: the layer, or layers, that will be asked for. Batch norm is folded into the convolutions for speed (same
             logits to 1e-5 of their spread), unless the output of such a layer would be lost by that.
 
     Raises:
         ModelError: no such model, or its weights can't be had.
         WeightsError: the file is broken, hostile, or made for another model.
+        MissingExtraError: an optional package is missing; the message has the command that installs it.
     """
     if isinstance(model, Adapter):
         return model
     if isinstance(model, nn.Module):
-        return adapt(model)
-    return _ready(build(model, weights=weights, random_weights=random_weights), for_layer)
-
-
-def build(model: str, *, weights: str | Path | None = None, random_weights: bool = False) -> Adapter:
-    """The model of this name as its source gives it: no default layer yet, nothing folded."""
-    if not isinstance(model, str):
-        raise ModelError(f"{type(model).__name__} is no model; give a name (sightline models) or an nn.Module")
-    source, _, name = model.partition(":")
-    if source not in SOURCES or (bool(name) == (source == "bundled")):
-        near = did_you_mean(model, ["bundled", *(f"{kind}:{name or source}" for kind in SOURCES if kind != "bundled")])
+        if weights is not None or random_weights or num_classes is not None:
+            raise ModelError(
+                "a module has its own weights and classes; weights, random_weights and num_classes are for names"
+            )
+        return adapt(model, preprocess=_function(preprocess), labels=labels)
+    if callable(preprocess):
         raise ModelError(
-            f"unknown model {model!r}; expected 'bundled', 'torchvision:NAME' or 'timm:NAME'.{near} List them: sightline models"
+            "preprocess as a function is for modules; for a name give the parts that differ, as a dictionary"
         )
     if weights is not None and random_weights:
         raise ModelError("weights and random_weights exclude each other; give one")
-    return SOURCES[source](name, Path(weights) if weights is not None else None, random_weights)
+    if model == "bundled" and (weights is not None or random_weights or num_classes is not None):
+        raise ModelError(
+            "the bundled model has its own weights and classes; for others: --model timm:tf_efficientnet_lite0 --weights FILE"
+        )
+    given = Given(
+        weights=None if weights is None else read_stored(Path(weights)),
+        random_weights=random_weights,
+        num_classes=_count(num_classes),
+        labels=_names(labels),
+        preprocess=preprocess,
+        trust_code=trust_code,
+    )
+    return _ready(build(model, given), for_layer)
+
+
+def build(model: str | Path, given: Given) -> Adapter:
+    """The model of this name as its source gives it: no default layer yet, nothing folded."""
+    if not isinstance(model, str | Path):
+        raise ModelError(f"{type(model).__name__} is no model; give a name (sightline models) or an nn.Module")
+    source, _, name = str(model).partition(":")
+    if source not in SOURCES or (bool(name) == (source == "bundled")):
+        near = did_you_mean(
+            str(model), ["bundled", *(f"{kind}:{name or source}" for kind in SOURCES if kind != "bundled")]
+        )
+        raise ModelError(
+            f"unknown model {str(model)!r}; expected 'bundled', 'torchvision:NAME' or 'timm:NAME'.{near} List them: sightline models"
+        )
+    return SOURCES[source](name, given)
+
+
+def _count(classes: Any) -> int | None:
+    if classes is not None and (
+        isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= 1_000_000
+    ):
+        raise ModelError(f"num_classes is {classes!r}; expected a whole number from 1")
+    return classes
+
+
+def _names(labels: Any) -> tuple[str, ...] | None:
+    if labels is not None and (isinstance(labels, str) or not all(isinstance(one, str) for one in labels)):
+        raise ModelError("labels must be a list of names, one a class")
+    return None if labels is None else tuple(labels)
+
+
+def _function(preprocess: Any) -> Any:
+    if preprocess is None or callable(preprocess):
+        return preprocess
+    whole = {"resize": preprocess.get("size"), "fit": "exact", "interpolation": "bilinear"} | dict(preprocess)
+    missing = [part for part in ("size", "mean", "std") if part not in whole]
+    if missing:
+        raise ModelError(f"preprocess of a module lacks {' and '.join(missing)}; give those, or a function")
+    return specified(whole, whole)[0]
 
 
 def sample_input(adapter: Adapter) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sightline.errors import ImageError, ModelError
+from sightline.errors import ImageError, ModelError, did_you_mean
 from sightline.models.view import View
 
 Preprocess = Callable[[Image.Image], tuple[Tensor, View]]
@@ -78,6 +79,68 @@ def standard(
         return x, View(photo=image.size, resized=scaled, offset=(offset[0], offset[1]), input=size)
 
     return preprocess
+
+
+_PARTS = ("size", "resize", "fit", "interpolation", "mean", "std")
+
+
+def specified(own: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> tuple[Preprocess, dict[str, Any]]:
+    """A model's own preprocessing with what the user gave in its place.
+
+    Args:
+        own: the arguments of `standard`.
+        given: some of them; of `size` and `resize` one number stands for a square. With a `size` alone, `resize` keeps its ratio.
+
+    Returns:
+        The function, and the whole specification.
+
+    Raises:
+        ModelError: an unknown part, or a value it can't have.
+    """
+    spec = {part: _part(part, value) for part, value in own.items()}
+    for part, value in (given or {}).items():
+        if part not in _PARTS:
+            raise ModelError(
+                f"preprocessing has no part {part!r}.{did_you_mean(str(part), _PARTS)} It has: {', '.join(_PARTS)}"
+            )
+        spec[part] = _part(part, value)
+    if given and "size" in given and "resize" not in given:
+        ratio = spec["size"][0] / own["size"][0], spec["size"][1] / own["size"][1]
+        sides = own["resize"] if isinstance(own["resize"], tuple) else (own["resize"], own["resize"])
+        scaled = tuple(round(side * one) for side, one in zip(sides, ratio, strict=True))
+        spec["resize"] = scaled[0] if scaled[0] == scaled[1] and not isinstance(own["resize"], tuple) else scaled
+    # A border has the mean colour, which is what the model sees as nothing.
+    return standard(**spec, fill=spec["mean"]), spec
+
+
+def _part(part: str, value: Any) -> Any:
+    if part in ("fit", "interpolation"):
+        known = ("shorter", "longer", "exact") if part == "fit" else ("nearest", "bilinear", "bicubic", "lanczos")
+        if value not in known:
+            raise ModelError(f"preprocessing {part}={value!r}; expected one of {', '.join(known)}")
+        return value
+    numbers = [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if isinstance(numbers, str):
+        try:
+            numbers = [float(one) for one in numbers.split(",")]
+        except ValueError:
+            numbers = []
+    if not isinstance(numbers, list | tuple) or not all(
+        isinstance(one, int | float) and math.isfinite(one) for one in numbers
+    ):
+        numbers = []
+    if part in ("size", "resize"):
+        sides = [int(one) for one in numbers if one == int(one) and 1 <= one <= 8192]
+        if len(sides) not in (1, 2) or len(sides) != len(numbers):
+            raise ModelError(
+                f"preprocessing {part}={value!r}; expected pixels, such as 224, or width and height: [320,240]"
+            )
+        return sides[0] if part == "resize" and len(sides) == 1 else (sides[0], sides[-1])
+    if len(numbers) not in (1, 3) or (part == "std" and min(numbers) <= 0):
+        raise ModelError(
+            f"preprocessing {part}={value!r}; expected one number or three, of channels in 0..1, such as [0.5,0.5,0.5]"
+        )
+    return tuple(float(one) for one in (numbers * 3 if len(numbers) == 1 else numbers))
 
 
 def _scaled_size(photo: tuple[int, int], resize: int | tuple[int, int], fit: Fit) -> tuple[int, int]:

@@ -3,38 +3,62 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from sightline.errors import ModelError, did_you_mean
 from sightline.models.adapter import Adapter
-from sightline.models.preprocess import Fit, standard
-from sightline.models.torchvision import OFFLINE, RANDOM, imagenet_labels
-from sightline.models.weights import file_hash, load_weights, read_weights
+from sightline.models.given import Finding, Given
+from sightline.models.hub import fetched
+from sightline.models.made import imagenet_labels, made
+from sightline.models.preprocess import Fit
+from sightline.models.weights import filled, read_stored
 
 
-def build(name: str, weights: Path | None, random_weights: bool) -> Adapter:
+def build(name: str, given: Given) -> Adapter:
     """An architecture of timm; official weights come from its hub repository as safetensors, and only so."""
-    module = architecture(name)
-    config: Any = module.pretrained_cfg
-    origin: dict[str, Any] = {"source": "timm", "architecture": name}
-    if not random_weights:
-        path = weights or _official(name, config)
-        load_weights(module, read_weights(path), path.name)
-        origin |= {"weights": weights.name if weights else config.get("hf_hub_id"), "sha256": file_hash(path)}
-    return Adapter(
-        f"timm:{name}",
-        module,
-        labels=imagenet_labels() if config.get("num_classes") == 1000 else None,
-        notes=(RANDOM,) if random_weights else (),
-        **preprocessing(module, origin | {"random_weights": random_weights}),
-    )
+    config = _config(name)
+    if given.weights is None and not given.random_weights:
+        repository = config.hf_hub_id
+        if not repository:
+            import timm
+
+            near = did_you_mean(name, timm.list_pretrained())
+            raise ModelError(f"timm:{name} has no published weights.{near} Or give --weights FILE, or --random-weights")
+        given = replace(given, weights=read_stored(fetched(repository, "model.safetensors", f"timm:{name}")))
+        origin: dict[str, Any] = {"weights": repository}
+    else:
+        origin = {}
+    found = given.found or (Finding("architecture", f"timm:{name}", "its name"),)
+
+    def make(classes: int | None) -> nn.Module:
+        return architecture(name, classes)
+
+    if given.random_weights:
+        module = make(given.num_classes)
+        classes = given.num_classes or config.num_classes
+    else:
+        module, classes, about = filled(make, config.num_classes, given)
+        found += about
+    labels = imagenet_labels() if classes == 1000 else None
+    origin = {"source": "timm", "architecture": name} | origin
+    return made(f"timm:{name}", module, given, preprocessing(module), labels, origin, found, classes)
 
 
-def architecture(name: str) -> nn.Module:
-    """The network without weights, or a `ModelError` with the nearest names."""
+def architecture(name: str, classes: int | None = None) -> nn.Module:
+    """The network without weights, with a head of its own size or of so many classes."""
+    import timm
+
+    _config(name)
+    size: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    module: nn.Module = timm.create_model(name, pretrained=False, **size)
+    return module
+
+
+def _config(name: str) -> Any:
+    """What timm publishes of an architecture, or a `ModelError` with the nearest names."""
     import timm
 
     base = name.partition(".")[0]
@@ -43,14 +67,13 @@ def architecture(name: str) -> nn.Module:
             f"timm has no model {name!r}.{did_you_mean(base, timm.list_models())} List them: sightline models timm"
         )
     try:
-        module: nn.Module = timm.create_model(name, pretrained=False)
+        return timm.get_pretrained_cfg(name, allow_unregistered=True)
     except RuntimeError as error:  # timm's word for an unknown tag
         raise ModelError(f"timm has no model {name!r}: {error}. List them: sightline models timm") from error
-    return module
 
 
-def preprocessing(module: nn.Module, origin: dict[str, Any]) -> dict[str, Any]:
-    """The evaluation transform that timm's own configuration asks for, as fields of an `Adapter`."""
+def preprocessing(module: nn.Module) -> dict[str, Any]:
+    """The evaluation transform that timm's own configuration asks for, as arguments of `preprocess.standard`."""
     from timm.data.config import resolve_model_data_config
 
     config = resolve_model_data_config(module)
@@ -64,7 +87,7 @@ def preprocessing(module: nn.Module, origin: dict[str, Any]) -> dict[str, Any]:
         raise ModelError(
             f"this model takes {width} x {height} pictures, whose cropping is not supported; bring it through sightline.adapt"
         )
-    spec = {
+    return {
         "size": (width, height),
         "resize": side[0] if fit == "shorter" else (side[0], side[1]),
         "fit": fit,
@@ -72,27 +95,3 @@ def preprocessing(module: nn.Module, origin: dict[str, Any]) -> dict[str, Any]:
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
     }
-    take = standard(**spec, fill=config["mean"])
-    return {"preprocess": take, "provenance": origin | {"preprocessing": spec}}
-
-
-def _official(name: str, config: Any) -> Path:
-    import timm
-
-    repository = config.get("hf_hub_id")
-    if not repository:
-        near = did_you_mean(name, timm.list_pretrained())
-        raise ModelError(f"timm:{name} has no published weights.{near} Or give --weights FILE, or --random-weights")
-    from huggingface_hub import constants, get_session, hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, "model.safetensors", local_files_only=True))
-    except Exception:
-        pass  # not fetched before
-    try:
-        get_session().head(
-            constants.ENDPOINT, timeout=10
-        )  # one try: the download itself would repeat it for half a minute
-        return Path(hf_hub_download(repository, "model.safetensors"))
-    except Exception as error:  # offline shows as one of a dozen types, depending on where the network ends
-        raise ModelError(f"the weights of timm:{name} can't be had from the hub ({repository}). {OFFLINE}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,12 @@ from torch import nn
 
 from sightline.errors import ModelError, did_you_mean
 from sightline.models.adapter import Adapter
-from sightline.models.preprocess import standard
-from sightline.models.weights import file_hash, load_weights, read_weights
-
-RANDOM = "random weights: the model has learnt nothing, so neither its answer nor this map means anything"
-OFFLINE = (
-    "Without a network: --model bundled works offline; --weights FILE (weights=...) takes a local state dict; "
-    "--random-weights (random_weights=True) is for trying things out"
-)
+from sightline.models.given import Finding, Given
+from sightline.models.made import OFFLINE, made
+from sightline.models.weights import filled, read_stored
 
 
-def build(name: str, weights: Path | None, random_weights: bool) -> Adapter:
+def build(name: str, given: Given) -> Adapter:
     """A classifier of torchvision with its preprocessing and class names, all from its own weights record."""
     from torchvision import models
 
@@ -31,33 +27,37 @@ def build(name: str, weights: Path | None, random_weights: bool) -> Adapter:
     record = models.get_model_weights(name).DEFAULT
     # The official weights of these two expect their input on another scale, which the network then does itself.
     options = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
-    module = models.get_model(name, weights=None, **options)
-    origin: dict[str, Any] = {"source": "torchvision", "architecture": name, "random_weights": random_weights}
-    if not random_weights:
-        path = weights or _official(name, record)
-        # An official file's name ends in the beginning of its hash; a damaged one in the cache must not pass.
-        expected = None if weights else path.stem.rpartition("-")[2]
-        load_weights(module, read_weights(path, sha256=expected), path.name)
-        origin |= {"weights": weights.name if weights else str(record), "sha256": file_hash(path)}
-    else:
+
+    def make(classes: int | None) -> nn.Module:
+        size = {} if classes is None else {"num_classes": classes}
+        module: nn.Module = models.get_model(name, weights=None, **options, **size)
+        return module
+
+    names_of_classes = tuple(record.meta["categories"])
+    origin: dict[str, Any] = {"source": "torchvision", "architecture": name, "random_weights": given.random_weights}
+    found = given.found or (Finding("architecture", f"torchvision:{name}", "its name"),)
+    classes = given.num_classes or len(names_of_classes)
+    if given.random_weights:
+        module = make(given.num_classes)
         _draw_zero_heads(module)
+    else:
+        if given.weights is None:
+            path = _official(name, record)
+            # An official file's name ends in the beginning of its hash; a damaged one in the cache must not pass.
+            given = replace(given, weights=read_stored(path, sha256=path.stem.rpartition("-")[2]))
+            origin["weights"] = str(record)
+        module, classes, about = filled(make, len(names_of_classes), given)
+        found += about
     transform = record.transforms()
     side = transform.crop_size[0]
-    spec = {
+    own = {
         "size": (side, side),
         "resize": transform.resize_size[0],
         "interpolation": transform.interpolation.value,
         "mean": tuple(transform.mean),
         "std": tuple(transform.std),
     }
-    return Adapter(
-        f"torchvision:{name}",
-        module,
-        preprocess=standard(**spec),
-        labels=tuple(record.meta["categories"]),
-        provenance=origin | {"preprocessing": spec},
-        notes=(RANDOM,) if random_weights else (),
-    )
+    return made(f"torchvision:{name}", module, given, own, names_of_classes, origin, found, classes)
 
 
 def _draw_zero_heads(module: nn.Module) -> None:
@@ -73,14 +73,6 @@ def names() -> tuple[str, ...]:
     from torchvision import models
 
     return tuple(models.list_models(module=models))
-
-
-@lru_cache(maxsize=1)
-def imagenet_labels() -> tuple[str, ...]:
-    """The 1,000 ImageNet classes under unique names."""
-    from torchvision.models import ResNet18_Weights
-
-    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def _official(name: str, record: Any) -> Path:

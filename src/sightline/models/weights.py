@@ -1,22 +1,26 @@
-"""`read_weights`: the only place that opens a weights file. Everything in it is hostile until checked."""
+"""`read_stored`: the only place that opens a weights file. Everything in it is hostile until checked."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sightline._quiet import quiet
 from sightline.errors import WeightsError, did_you_mean
+from sightline.models.given import Finding, Given, Stored
 
 MAX_BYTES = 20_000_000_000
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -30,8 +34,8 @@ _NEEDED = re.compile(
 )
 
 
-def read_weights(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors`, `.pt`, `.pth` or `.ckpt` file, without running anything in it.
+def read_stored(path: Path, *, sha256: str | None = None) -> Stored:
+    """What a `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file holds, without running anything in it.
 
     Args:
         path: the file.
@@ -45,16 +49,22 @@ def read_weights(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
         raise WeightsError(f"there is no weights file {path}")
     if path.stat().st_size > MAX_BYTES:
         raise WeightsError(f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}")
-    if sha256 is not None and not (found := file_hash(path)).startswith(sha256):
+    found = file_hash(path)
+    if sha256 is not None and not found.startswith(sha256):
         raise WeightsError(
             f"{path} is not the expected file: its sha256 begins {found[:8]}, expected {sha256[:8]}. Get it again"
         )
+    tensors, about = _opened(path)
+    return Stored(path, _checked(tensors, path), about, found)
+
+
+def _opened(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            return _checked(load_file(path), path)
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, _told(file.metadata() or {})  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(f"{path} is no intact safetensors file: {error}") from error
     if path.suffix == ".pt2":
@@ -73,7 +83,18 @@ def read_weights(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # a hostile file makes the reader raise whatever it likes
         raise WeightsError(f"{path} is no intact weights file: {error}") from error
-    return _checked(_state_dict(content, path), path)
+    return _state_dict(content, path)
+
+
+def _told(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata of a safetensors file; what is JSON in it is read as such."""
+    found: dict[str, Any] = {}
+    for name, text in metadata.items():
+        try:
+            found[name] = json.loads(text) if text[:1] in "[{" else text
+        except ValueError:
+            found[name] = text
+    return found
 
 
 def file_hash(path: Path) -> str:
@@ -82,14 +103,93 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def filled(
+    make: Callable[[int | None], nn.Module], classes: int, given: Given
+) -> tuple[nn.Module, int, tuple[Finding, ...]]:
+    """A network built by our own code, with the weights of a file in it.
+
+    Args:
+        make: builds the network with a head of so many classes, None for its own number.
+        classes: that own number.
+        given: with weights; a head of another size is found from their shapes.
+
+    Returns:
+        The network, its number of classes, and what was found out.
+
+    Raises:
+        WeightsError: names missing, unknown or of another shape; NaN or infinity; the message shows the first few.
+    """
+    stored = given.weights
+    if stored is None:
+        raise WeightsError("no weights were given")
+    tensors = _unwrapped(stored.tensors)
+    with without_init():
+        module = make(given.num_classes)
+    own = given.num_classes or classes
+    size = _head(module, tensors, own)
+    found = Finding("classes", f"{size or own:,}", f"the head in {stored.path.name}")
+    if size is not None:
+        if given.num_classes is not None:
+            raise WeightsError(
+                f"the head in {stored.path.name} has {size:,} classes, and --num-classes (num_classes=...) says "
+                f"{given.num_classes:,}; leave that out, and the file's own number is taken"
+            )
+        with without_init():
+            module = make(size)
+    load_weights(module, tensors, stored.path.name)
+    weights = Finding("weights", f"{stored.path.name}, sha256 {stored.sha256[:16]}...", "the file")
+    return module, size or own, (weights, found)
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what DataParallel and torch.compile put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): one for name, one in tensors.items()}
+    return dict(tensors)
+
+
+def _head(module: nn.Module, stored: Mapping[str, Tensor], classes: int) -> int | None:
+    """The number of classes of the file, when its tensors fit the network but for a head of another size."""
+    sizes = set()
+    for name, one in module.state_dict().items():
+        other = stored.get(name)
+        if other is None or other.shape == one.shape:
+            continue
+        if one.dim() == 0 or one.shape[0] != classes or other.dim() == 0 or other.shape[1:] != one.shape[1:]:
+            return None
+        sizes.add(other.shape[0])
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+@contextmanager
+def without_init() -> Iterator[None]:
+    """Parameters are left as they come while a network is built whose weights are read from a file next."""
+
+    class Skipping(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = getattr(func, "__name__", "")
+            if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], nn.Parameter):
+                if name in _NOT_INIT:
+                    return func(*args, **(kwargs or {}))
+                return args[0]
+            return func(*args, **(kwargs or {}))
+
+    with Skipping():
+        yield
+
+
+_NOT_INIT = ("requires_grad_", "share_memory_", "resize_", "set_")
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Puts a state dict into a model built from our own code; every name and shape must fit.
+    """Puts a state dict into a model built from our own code; every name and shape must fit. Nothing is copied.
 
     Raises:
         WeightsError: names missing, unknown or of another shape; the message shows the first few.
     """
     own = model.state_dict()
-    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    weights = _unwrapped(weights)
     # Counters of batch norm say nothing about the result, and old files lack them.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unknown = [name for name in weights if name not in own]
@@ -108,10 +208,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
         raise WeightsError(
             f"{origin} was not made for this {type(model).__name__}: {'; '.join(parts)}. Is the model's name right?"
         )
-    for name, tensor in weights.items():
-        if own[name].is_floating_point() and not tensor.to(own[name].dtype).isfinite().all():
-            raise WeightsError(f"{origin} holds NaN or infinity in {name} (as {own[name].dtype})")
-    model.load_state_dict(weights, strict=False)
+    fitting = {name: tensor.to(own[name].dtype) for name, tensor in weights.items()}
+    for name, tensor in fitting.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(f"{origin} holds NaN or infinity in {name} (as {tensor.dtype})")
+    model.load_state_dict(fitting, strict=False, assign=True)
 
 
 def _shown(name: str) -> str:
@@ -187,9 +288,12 @@ def _check_pickle(stream: IO[bytes], path: Path) -> None:
             )
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Any]:
+def _state_dict(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Names and tensors, and what stands beside them in a training checkpoint."""
+    about: dict[str, Any] = {}
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            about |= {str(name): value for name, value in content.items() if name != wrapper and _is_plain(value)}
             content = content[wrapper]
     if (
         not isinstance(content, Mapping)
@@ -199,7 +303,15 @@ def _state_dict(content: Any, path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path} holds no state dict (names and tensors) but {type(content).__name__}; save model.state_dict()"
         )
-    return {str(name): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}, about
+
+
+def _is_plain(value: Any, depth: int = 4) -> bool:
+    """Whether it is text, numbers, or lists and dictionaries of them."""
+    if isinstance(value, dict | list | tuple) and depth:
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return all(_is_plain(one, depth - 1) for one in parts)
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

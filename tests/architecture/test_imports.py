@@ -269,10 +269,16 @@ def test_nothing_in_the_source_runs_code_from_data() -> None:
              for name in ("load", "loads", "Unpickler", "open")]  # fmt: skip
     yaml = [f"yaml.{name}" for name in ("load", "full_load", "unsafe_load", "load_all", "unsafe_load_all")]
     torches = ["torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.hub.set_dir", "torch.jit.load",
-               "torch.export.load", "torch.package.PackageImporter", "torch.serialization.load",
+               "torch.package.PackageImporter", "torch.serialization.load",
                "torch.serialization.add_safe_globals", "torchvision.models.utils.load_state_dict_from_url"]  # fmt: skip
     system = ["eval", "exec", "compile", "__import__", "os.system", "os.popen", "numpy.fromfile"]
     assert places(*loads, *yaml, *torches, *system) == []
+
+
+def test_a_program_is_opened_in_one_place_after_the_user_said_that_he_trusts_it() -> None:
+    assert places("torch.export.load") == [str(Path("models/program.py")) + ": torch.export.load"]
+    source = (SOURCE / "models" / "program.py").read_text(encoding="utf-8")
+    assert source.index("if not given.trust_code:") < source.index("torch.export.load(")
 
 
 def test_nothing_in_the_source_trusts_pickles_remote_code_or_a_shell() -> None:

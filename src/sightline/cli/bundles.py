@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from sightline.cli.model import Chosen
 from sightline.cli.output import plain, say, tell, waiting
 from sightline.errors import ImageError, LayerError, MethodError, MetricError, NonFiniteError, OutputError, TargetError
 
@@ -21,9 +22,7 @@ DEFAULT_FOLDER = Path("sightline-out")
 def write_bundles(
     photos: Sequence[str],
     *,
-    model: str,
-    weights: Path | None,
-    random_weights: bool,
+    model: Chosen,
     methods: Sequence[str] | None,
     targets: Sequence[str],
     layers: Sequence[str],
@@ -71,14 +70,13 @@ def write_bundles(
     failed: list[tuple[Path, str]] = []
     done = 0
     try:
-        with waiting(f"loading {plain(model)}"):
+        with waiting(f"loading {model}"):
             from sightline.engine.targets import margin
             from sightline.flow import compare
             from sightline.heatmap import save
             from sightline.methods import list_methods
             from sightline.methods.combine import combine
             from sightline.methods.registry import check_options, find, one_pass
-            from sightline.models.load import load_model
 
             names = list(list_methods()) if list(methods or ()) == ["all"] else methods
             chosen = None if names is None else [find(name) for name in names]
@@ -89,7 +87,7 @@ def write_bundles(
             asked: list[Any] = list(targets) or [None]
             if contrast is not None:
                 asked = [margin(one, contrast) for one in asked]
-            adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layers)
+            adapter = model.load(for_layer=layers)
         for place in places:  # before the first picture, but after what was asked for is known to make sense
             check_free(place, force)
         with _progress(len(images)) as (step, within):

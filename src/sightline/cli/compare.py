@@ -14,24 +14,23 @@ from sightline.cli.explain import (
     Force,
     Json,
     Memory,
-    ModelName,
     Options,
     Over,
     OverOptions,
     OwnScale,
     Photos,
-    RandomWeights,
     SkipExisting,
     StyleName,
     Targets,
     Top,
-    Weights,
 )
+from sightline.cli.model import Chosen, takes_a_model
 
 
+@takes_a_model
 def run(
     photos: Photos,
-    model: ModelName = "bundled",
+    model: Chosen,
     target: Targets = None,
     method: Annotated[
         list[str] | None,
@@ -55,8 +54,6 @@ def run(
     style: StyleName = "heat",
     colormap: Colormap = None,
     own_scale: OwnScale = False,
-    weights: Weights = None,
-    random_weights: RandomWeights = False,
     output: Folder = DEFAULT_FOLDER,
     force: Force = False,
     skip_existing: SkipExisting = False,
@@ -66,8 +63,6 @@ def run(
     write_bundles(
         photos,
         model=model,
-        weights=weights,
-        random_weights=random_weights,
         methods=method,
         targets=target or [],
         layers=layer or [],

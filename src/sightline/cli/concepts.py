@@ -9,17 +9,17 @@ from typing import Annotated
 import typer
 
 from sightline.cli.bundles import DEFAULT_FOLDER
-from sightline.cli.explain import Folder, Force, Json, ModelName, RandomWeights, Weights
+from sightline.cli.explain import Folder, Force, Json
+from sightline.cli.model import Chosen, takes_a_model
 from sightline.cli.output import plain, say, waiting
 
 
+@takes_a_model
 def run(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture.")],
-    model: ModelName = "bundled",
+    model: Chosen,
     count: Annotated[int, typer.Option("--count", min=1, help="How many concepts.")] = 5,
     layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help="[default: chosen]")] = None,
-    weights: Weights = None,
-    random_weights: RandomWeights = False,
     output: Folder = DEFAULT_FOLDER,
     force: Force = False,
     json: Json = False,
@@ -29,11 +29,10 @@ def run(
 
     place = output / f"{photo.stem}-concepts"
     check_free(place, force)
-    with waiting(f"loading {plain(model)}"):
+    with waiting(f"loading {model}"):
         from sightline.flow import concepts
-        from sightline.models.load import load_model
 
-        adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layer)
+        adapter = model.load(for_layer=layer)
     with waiting("taking the layer apart"):
         found = concepts(photo, adapter, count=count, layer=layer)
         found.save(place, force=force)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import platform
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
-from sightline.cli.explain import ModelName, RandomWeights, Weights
-from sightline.cli.output import say, waiting
+from sightline.cli.model import Chosen, takes_a_model
+from sightline.cli.output import plain, say, table, waiting
 
 DEMO = Path(__file__).parents[1] / "data" / "demo" / "cat.jpg"
 
 
-def run(model: ModelName = "bundled", weights: Weights = None, random_weights: RandomWeights = False) -> None:
-    """Check this installation: versions, devices, the model, and one explanation from end to end."""
+@takes_a_model
+def run(model: Chosen) -> None:
+    """Check this installation and a model: what was found, from where, what is guessed, and one explanation."""
     with waiting("looking"):
         import torch
 
         import sightline
+        from sightline.models.given import Finding
         from sightline.render.panel import percent
 
     say(
@@ -28,26 +31,41 @@ def run(model: ModelName = "bundled", weights: Weights = None, random_weights: R
     say(f"torch {torch.__version__}, {others}")
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     say(f"{torch.get_num_threads()} threads; " + (f"CUDA: {', '.join(devices)}" if devices else "no CUDA device"))
+    extras = {
+        "app": "gradio",
+        "evaluate": "pyarrow",
+        "transformers": "transformers",
+        "keras": "keras",
+        "onnx": "onnxruntime",
+    }
+    missing = [extra for extra, package in extras.items() if find_spec(package) is None]
+    say(
+        f"extras: {', '.join(extra for extra in extras if extra not in missing) or 'none'}"
+        + (f"; not installed: {', '.join(missing)}" if missing else "")
+    )
+    say()
     started = time.perf_counter()
     with waiting(f"loading {model}"):
-        adapter = sightline.load_model(model, weights=weights, random_weights=random_weights)
-    facts = adapter.provenance
-    say(
-        f"model {adapter.name}: {facts['architecture']} from {facts['source']}, loaded in {time.perf_counter() - started:.1f} s"
+        adapter = model.load()
+    say(f"model {plain(adapter.name)}, loaded in {time.perf_counter() - started:.1f} s")
+    facts = [*adapter.found, Finding("layer", adapter.layer or "none", adapter.layer_reason)]
+    table(
+        ["what", "value", "from", ""],
+        [(one.what, one.value, one.origin, "guessed" if one.guessed else "") for one in facts],
     )
-    if "sha256" in facts:
-        say(f"weights: sha256 {facts['sha256'][:16]}...")
     for note in adapter.notes:
-        say(f"note: {note}")
-    shown = ", ".join(f"{name} {value}" for name, value in facts["preprocessing"].items())
-    say(f"input: {shown}")
-    say(
-        f"classes: {len(adapter.labels) if adapter.labels else 'unnamed'}; layer: {adapter.layer or 'none'} ({adapter.layer_reason})"
-    )
+        say(f"note: {plain(note, 1000)}")
+    say()
     started = time.perf_counter()
     heatmap = sightline.explain(DEMO, adapter)
     says = ", ".join(f"{one.label} {percent(one.probability)}" for one in heatmap.predictions[:3])
     say(
-        f"a photograph of a cat: {says}; explained in {time.perf_counter() - started:.2f} s, strongest at {heatmap.peak}"
+        f"a photograph of a cat: {plain(says)}; {heatmap.method} in {time.perf_counter() - started:.2f} s, strongest at {heatmap.peak}"
     )
-    say("all is well")
+    guessed = [one.what for one in adapter.found if one.guessed]
+    if guessed:
+        say(
+            f"it works, but {' and '.join(guessed)} {'is' if len(guessed) == 1 else 'are'} guessed: --preprocess, --class-names and --model say them"
+        )
+    else:
+        say("all is well")

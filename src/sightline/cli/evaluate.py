@@ -11,16 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from sightline.cli.bundles import parsed_option
-from sightline.cli.explain import Memory, ModelName, Options, RandomWeights, Weights
+from sightline.cli.explain import Memory, Options
+from sightline.cli.model import Chosen, takes_a_model
 from sightline.cli.output import plain, say, tell, waiting
 from sightline.errors import MetricError
 
 DEFAULT_FOLDER = Path("sightline-evaluation")
 
 
+@takes_a_model
 def run(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, also in folders below.")],
-    model: ModelName = "bundled",
+    model: Chosen,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,8 +67,6 @@ def run(
     limit: Annotated[int, typer.Option("--limit", min=0, help="Only so many pictures, spread over the folder.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
     memory: Memory = 512,
-    weights: Weights = None,
-    random_weights: RandomWeights = False,
     output: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="DIR", help="The run; the same command goes on where it was stopped."),
@@ -80,11 +80,10 @@ def run(
     """Compare methods on a folder of pictures, beside maps that know nothing: tables, intervals, tests, plots."""
     count = [0, 0]
     try:
-        with waiting(f"loading {plain(model)}"):
+        with waiting(f"loading {model}"):
             from sightline.evaluation import evaluate
             from sightline.evaluation.run import METHODS
             from sightline.methods.registry import find
-            from sightline.models.load import load_model
 
             chosen = _names(methods) or list(METHODS)
             given = dict(parsed_option(text, "--option") for text in option or [])
@@ -96,7 +95,7 @@ def run(
                     raise MetricError(
                         f"--option {key}: none of {', '.join(chosen)} has it; a metric's own is --setting METRIC.{key}=VALUE"
                     )
-            adapter = load_model(model, weights=weights, random_weights=random_weights, for_layer=layer)
+            adapter = model.load(for_layer=layer)
         with _progress() as watch:
 
             def note(done: int, of: int, pictures: int) -> None:

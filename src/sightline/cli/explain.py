@@ -8,19 +8,10 @@ from typing import Annotated
 import typer
 
 from sightline.cli.bundles import DEFAULT_FOLDER, write_bundles
+from sightline.cli.model import Chosen, takes_a_model
 from sightline.errors import MethodError
 
 Photos = Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Files, folders or globs.")]
-ModelName = Annotated[
-    str, typer.Option("--model", help="bundled, torchvision:NAME or timm:NAME; see: sightline models")
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option("--weights", help="A local state dict (.safetensors, .pt, .pth) instead of the official weights."),
-]
-RandomWeights = Annotated[
-    bool, typer.Option("--random-weights", help="Untrained, to try things out; every output says so.")
-]
 Targets = Annotated[
     list[str] | None,
     typer.Option(
@@ -74,9 +65,10 @@ SkipExisting = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, one object an image.")]
 
 
+@takes_a_model
 def run(
     photos: Photos,
-    model: ModelName = "bundled",
+    model: Chosen,
     target: Targets = None,
     method: Annotated[
         list[str] | None, typer.Option("--method", help="See: sightline methods. [default: grad-cam]")
@@ -91,8 +83,6 @@ def run(
     style: StyleName = "heat",
     colormap: Colormap = None,
     own_scale: OwnScale = False,
-    weights: Weights = None,
-    random_weights: RandomWeights = False,
     trust: Annotated[
         str | None,
         typer.Option(
@@ -110,8 +100,6 @@ def run(
     write_bundles(
         photos,
         model=model,
-        weights=weights,
-        random_weights=random_weights,
         methods=method or ["grad-cam"],
         targets=target or [],
         layers=layer or [],

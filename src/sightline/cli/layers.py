@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sightline.cli.model import Chosen, takes_a_model
 from sightline.cli.output import say, table, waiting
 from sightline.errors import LayerError
 
@@ -13,22 +14,22 @@ if TYPE_CHECKING:
     from sightline.models.layers import Layer
 
 
+@takes_a_model
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="bundled, torchvision:NAME or timm:NAME.")] = "bundled",
+    model: Chosen,
+    named: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As --model.", show_default=False)] = None,
     every: Annotated[bool, typer.Option("--all", help="Also layers deep inside blocks.")] = False,
 ) -> None:
     """List the layers that give a grid, with their sizes, and the default one with its reason."""
     with waiting("running the model once"):
-        from sightline.models.given import Given
         from sightline.models.layers import candidates, choose
-        from sightline.models.load import build, sample_input
+        from sightline.models.load import sample_input
 
-        # The shapes are the same without the official weights, so that nothing has to be fetched.
-        adapter = build(model, Given(random_weights=model != "bundled"))
+        adapter = model.called(named).built()
         module, x = adapter.module.eval(), sample_input(adapter)
-        found = candidates(module, x)
+        found = candidates(module, x, adapter.logits)
         try:
-            chosen, reason = choose(module, x)
+            chosen, reason = choose(module, x, adapter.logits)
             reason = f"default: {chosen}, {reason}"
         except LayerError as error:
             reason = f"no default: {error}"

@@ -29,7 +29,7 @@ def build(_name: str, given: Given) -> Adapter:
     }
     found = (
         Finding("architecture", "timm:tf_efficientnet_lite0", "inside sightline"),
-        Finding("weights", "EfficientNet-Lite0, 75 % top-1", origin["source"]),
+        Finding("weights", f"EfficientNet-Lite0, 75 % top-1, sha256 {SHA256[:16]}...", origin["source"]),
         Finding("classes", "1,000", "ImageNet"),
     )
     return made("bundled", module, given, timm.preprocessing(module), imagenet_labels(), origin, found, 1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,21 @@ class Stored:
     sha256: str
 
 
+@dataclass
+class Told:
+    """What a weights file and the files beside it say of a model, each with where: (value, origin).
+
+    Attributes:
+        architectures: names that may be one, the likeliest first.
+        labels: lists of class names by index; which fits shows the size of the head.
+        preprocessing: parts of the preprocessing.
+    """
+
+    architectures: list[tuple[str, str]] = field(default_factory=list)
+    labels: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
+    preprocessing: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+
+
 @dataclass(frozen=True, eq=False)
 class Given:
     """What is known of a model before it is built; None (or nothing) is left to be found.
@@ -55,6 +70,7 @@ class Given:
         labels: class names by index.
         preprocess: parts of the preprocessing that replace the model's own: size, resize, fit, interpolation, mean, std.
         trust_code: run code that a file holds.
+        told: what the weights file says of the model.
         found: what was found out on the way to here.
     """
 
@@ -64,4 +80,5 @@ class Given:
     labels: tuple[str, ...] | None = None
     preprocess: Mapping[str, Any] | None = None
     trust_code: bool = False
+    told: Told | None = None
     found: tuple[Finding, ...] = ()

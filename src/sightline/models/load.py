@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
-from sightline.models import bundled, layers, timm, torchvision
+from sightline.models import bundled, checkpoint, layers, program, timm, torchvision
 from sightline.models.adapter import Adapter, adapt
 from sightline.models.fold import fold
 from sightline.models.given import Given
@@ -24,6 +25,17 @@ SOURCES: dict[str, Callable[[str, Given], Adapter]] = {
     "bundled": bundled.build,
     "torchvision": torchvision.build,
     "timm": timm.build,
+}
+
+
+def _weights(path: Path, given: Given) -> Adapter:
+    return checkpoint.build_file(path, given, build)
+
+
+# One entry a kind of file: how its name ends, and who builds it.
+FILES: dict[str, Callable[[Path, Given], Adapter]] = {
+    **dict.fromkeys(checkpoint.SUFFIXES, _weights),
+    ".pt2": program.build_file,
 }
 
 
@@ -71,13 +83,30 @@ def load_model(
         raise ModelError(
             "preprocess as a function is for modules; for a name give the parts that differ, as a dictionary"
         )
-    if weights is not None and random_weights:
-        raise ModelError("weights and random_weights exclude each other; give one")
     if model == "bundled" and (weights is not None or random_weights or num_classes is not None):
         raise ModelError(
             "the bundled model has its own weights and classes; for others: --model timm:tf_efficientnet_lite0 --weights FILE"
         )
-    given = Given(
+    known = given(weights, random_weights, num_classes, labels, preprocess, trust_code)
+    return _ready(build(model, known), for_layer)
+
+
+def given(
+    weights: str | Path | None = None,
+    random_weights: bool = False,
+    num_classes: int | None = None,
+    labels: Sequence[str] | None = None,
+    preprocess: Any = None,
+    trust_code: bool = False,
+) -> Given:
+    """What `load_model` was told, checked, with the weights file read."""
+    if weights is not None and random_weights:
+        raise ModelError("weights and random_weights exclude each other; give one")
+    if preprocess is not None and not isinstance(preprocess, Mapping):
+        raise ModelError(
+            "preprocess as a function is for modules; for a name give the parts that differ, such as {'size': 320}"
+        )
+    return Given(
         weights=None if weights is None else read_stored(Path(weights)),
         random_weights=random_weights,
         num_classes=_count(num_classes),
@@ -85,22 +114,35 @@ def load_model(
         preprocess=preprocess,
         trust_code=trust_code,
     )
-    return _ready(build(model, given), for_layer)
 
 
-def build(model: str | Path, given: Given) -> Adapter:
-    """The model of this name as its source gives it: no default layer yet, nothing folded."""
+def build(model: str | Path, known: Given) -> Adapter:
+    """The model of this name or file as its source gives it: no default layer yet, nothing folded."""
     if not isinstance(model, str | Path):
-        raise ModelError(f"{type(model).__name__} is no model; give a name (sightline models) or an nn.Module")
+        raise ModelError(f"{type(model).__name__} is no model; give a name (sightline models), a file, or an nn.Module")
     source, _, name = str(model).partition(":")
-    if source not in SOURCES or (bool(name) == (source == "bundled")):
-        near = did_you_mean(
-            str(model), ["bundled", *(f"{kind}:{name or source}" for kind in SOURCES if kind != "bundled")]
-        )
-        raise ModelError(
-            f"unknown model {str(model)!r}; expected 'bundled', 'torchvision:NAME' or 'timm:NAME'.{near} List them: sightline models"
-        )
-    return SOURCES[source](name, given)
+    if source in SOURCES and bool(name) == (source != "bundled"):
+        return SOURCES[source](name, known)
+    path = Path(os.path.expanduser(model))
+    looks_so = path.suffix in FILES or isinstance(model, Path) or ("/" in model and not name)
+    if os.path.exists(path) or (looks_so and str(model).isprintable()):
+        return _of_file(path, known)
+    near = did_you_mean(str(model), ["bundled", *(f"{kind}:{name or source}" for kind in SOURCES if kind != "bundled")])
+    sources = ", ".join(f"'{kind}:NAME'" for kind in SOURCES if kind != "bundled")
+    raise ModelError(
+        f"unknown model {str(model)!r}; expected 'bundled', {sources}, a file or a folder.{near} List them: sightline models"
+    )
+
+
+def _of_file(path: Path, given: Given) -> Adapter:
+    """The model of a file or folder, by what it is."""
+    if not os.path.exists(path):  # which no odd name makes fail
+        raise ModelError(f"there is no model file {str(path)[:300]}")
+    if path.is_dir():
+        return _of_file(checkpoint.weights_in(path), given)
+    if path.suffix not in FILES:
+        raise ModelError(f"{path} is no model file; expected one that ends in {', '.join(FILES)}, or a folder with one")
+    return FILES[path.suffix](path, given)
 
 
 def _count(classes: Any) -> int | None:

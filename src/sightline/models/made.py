@@ -11,7 +11,7 @@ from torch import nn
 from sightline.errors import ModelError
 from sightline.models.adapter import Adapter
 from sightline.models.given import Finding, Given
-from sightline.models.preprocess import specified
+from sightline.models.preprocess import Preprocess, specified
 
 RANDOM = "random weights: the model has learnt nothing, so neither its answer nor this map means anything"
 OFFLINE = (
@@ -47,22 +47,10 @@ def made(
     """
     stored = given.weights
     own = stored is not None and "weights" not in origin
-    take, spec = specified(preprocessing, given.preprocess)
-    said = {one.what for one in found}
-    facts = list(found)
-    if "preprocessing" not in said:
-        where = "given, over that of the architecture" if given.preprocess else "the architecture's own"
-        facts.append(Finding("preprocessing", shown(spec), where, guessed=own and not given.preprocess))
-    names = tuple(one[:200] for one in given.labels) if given.labels is not None else None
-    if names is None and labels is not None and classes in (None, len(labels)):
-        names = tuple(labels)
-        facts.append(Finding("class names", few(names), "those of the official weights", guessed=own))
-    elif names is not None and "class names" not in said:
-        facts.append(Finding("class names", few(names), "given"))
-    elif names is None:
-        facts.append(Finding("class names", "unknown", "nothing says them: --class-names FILE (labels=[...])"))
-    if names is not None and classes is not None and len(names) != classes:
-        raise ModelError(f"{name} has {classes:,} classes, and {len(names):,} class names were given; give one a class")
+    facts = [one for one in found if one.what not in ("preprocessing", "class names")]
+    take, spec, how = _prepared(preprocessing, given, guessed=own)
+    names, who = _named(labels, given, classes, guessed=own)
+    facts += [next((one for one in found if one.what == "preprocessing"), how), *who]
     if stored is not None:
         origin = {"weights": stored.path.name, "sha256": stored.sha256} | dict(origin)
     return Adapter(
@@ -74,6 +62,45 @@ def made(
         notes=((RANDOM,) if given.random_weights else ()) + guesses(facts),
         found=tuple(facts),
     )
+
+
+def _prepared(own: Mapping[str, Any], given: Given, guessed: bool) -> tuple[Preprocess, dict[str, Any], Finding]:
+    """The preprocessing: the network's own, over that what the file says, over that what the user says."""
+    parts, origin = dict(own), "the architecture's own"
+    for said, where in given.told.preprocessing if given.told else ():
+        try:
+            parts = specified(parts, said)[1]
+        except ModelError as error:
+            origin = f"{origin}; what {where} says is left out: {error}"
+            continue
+        guessed, origin = False, where
+        break
+    if given.preprocess:
+        guessed, origin = False, f"given, over {origin}"
+    take, spec = specified(parts, given.preprocess)
+    return take, spec, Finding("preprocessing", shown(spec), origin, guessed)
+
+
+def _named(
+    labels: Sequence[str] | None, given: Given, classes: int | None, guessed: bool
+) -> tuple[tuple[str, ...] | None, list[Finding]]:
+    """The class names: those the user gives, else those of the file that fit the head, else those of the official weights."""
+    if given.labels is not None:
+        if classes is not None and len(given.labels) != classes:
+            raise ModelError(
+                f"the model has {classes:,} classes, and {len(given.labels):,} class names were given; give one a class"
+            )
+        names = tuple(one[:200] for one in given.labels)
+        return names, [Finding("class names", few(names), "given")]
+    left = []
+    for names, origin in given.told.labels if given.told else ():
+        if classes in (None, len(names)):
+            return names, [Finding("class names", few(names), origin)]
+        left.append(Finding("left out", f"{len(names):,} names in {origin}", f"the network has {classes:,} classes"))
+    if labels is not None and classes in (None, len(labels)):
+        names = tuple(labels)
+        return names, [*left, Finding("class names", few(names), "those of the official weights", guessed)]
+    return None, [*left, Finding("class names", "unknown", "nothing says them: --class-names FILE (labels=[...])")]
 
 
 def guesses(facts: Sequence[Finding]) -> tuple[str, ...]:

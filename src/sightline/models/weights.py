@@ -23,7 +23,7 @@ from sightline.errors import WeightsError, did_you_mean
 from sightline.models.given import Finding, Given, Stored
 
 MAX_BYTES = 20_000_000_000
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 _MAX_PICKLE = 100_000_000
 # A file of before torch 1.6: magic number, protocol, system, contents, keys; the numbers follow.
 _LEGACY_PICKLES = 5
@@ -122,12 +122,34 @@ def filled(
     stored = given.weights
     if stored is None:
         raise WeightsError("no weights were given")
-    tensors = _unwrapped(stored.tensors)
+    origin = stored.path.name
     with without_init():
         module = make(given.num_classes)
     own = given.num_classes or classes
+    tensors, prefix = _network(stored.tensors, module, origin)
     size = _head(module, tensors, own)
-    found = Finding("classes", f"{size or own:,}", f"the head in {stored.path.name}")
+    found = [
+        Finding(
+            "weights",
+            f"{origin}, sha256 {stored.sha256[:16]}...",
+            f"its part {prefix[:-1]!r}" if prefix else "the file",
+        )
+    ]
+    found.append(Finding("classes", f"{size or own:,}", f"the head in {origin}"))
+    moved = [name for name in stored.tensors if name.removeprefix(prefix) not in tensors]
+    if not prefix and moved:
+        found.append(
+            Finding(
+                "head",
+                f"{_shown(moved[0].rpartition('.')[0])} is taken as its one dense layer",
+                "what leaves no tensors, such as a dropout before it, can't be told from the file",
+                guessed=True,
+            )
+        )
+    elif moved:
+        found.append(
+            Finding("left out", f"{len(moved):,} tensors such as {_shown(moved[0])}", "they are not the network's")
+        )
     if size is not None:
         if given.num_classes is not None:
             raise WeightsError(
@@ -136,17 +158,58 @@ def filled(
             )
         with without_init():
             module = make(size)
-    load_weights(module, tensors, stored.path.name)
-    weights = Finding("weights", f"{stored.path.name}, sha256 {stored.sha256[:16]}...", "the file")
-    return module, size or own, (weights, found)
+    load_weights(module, tensors, origin)
+    return module, size or own, tuple(found)
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what DataParallel and torch.compile put before every name."""
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): one for name, one in tensors.items()}
-    return dict(tensors)
+def networks(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What may be the network in a training program's state: all of it, and what stands behind each first or second name.
+
+    Yields:
+        (prefix, tensors without it), such as ("model.", ...) for what Lightning saves.
+    """
+    yield "", dict(tensors)
+    seen = {""}
+    for depth in (1, 2, 3):
+        for name in tensors:
+            prefix = "".join(f"{part}." for part in name.split(".")[:depth])
+            if name.count(".") >= depth and prefix not in seen:
+                seen.add(prefix)
+                yield prefix, {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
+
+
+def _network(tensors: Mapping[str, Tensor], module: nn.Module, origin: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of this network in a state, and the prefix they had; all of them when no part fits."""
+    own = {name for name in module.state_dict() if not name.endswith("num_batches_tracked")}
+    fitting = [(prefix, found) for prefix, found in networks(tensors) if own <= found.keys()]
+    fitting = [
+        (prefix, found)
+        for prefix, found in fitting
+        if not any(prefix != other and prefix.startswith(other) and other for other, _ in fitting)
+    ]
+    if len(fitting) > 1:
+        raise WeightsError(
+            f"{origin} holds {len(fitting)} such networks, {' and '.join(_shown(prefix[:-1]) for prefix, _ in fitting)}; "
+            "save the state dict of the one that is meant"
+        )
+    if not fitting:
+        return _renamed(dict(tensors), own), ""
+    prefix, found = fitting[0]
+    known = module.state_dict()
+    # What else stands behind no prefix belongs to the network, and is refused as unknown; beside a prefix it doesn't.
+    return ({name: one for name, one in found.items() if name in known} if prefix else found), prefix
+
+
+def _renamed(tensors: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """A head of one dense layer that was put in under another name, such as fc.1 behind a dropout, under the network's own name."""
+    missing, unknown = sorted(own - tensors.keys()), sorted(tensors.keys() - own)
+    if len(missing) != 2 or len(unknown) != 2 or tensors[unknown[1]].dim() != 2:
+        return tensors
+    ends = [[name.rpartition(".")[2] for name in names] for names in (missing, unknown)]
+    if ends != [["bias", "weight"], ["bias", "weight"]] or len({name.rpartition(".")[0] for name in unknown}) != 1:
+        return tensors
+    names = dict(zip(unknown, missing, strict=True))
+    return {names.get(name, name): one for name, one in tensors.items()}
 
 
 def _head(module: nn.Module, stored: Mapping[str, Tensor], classes: int) -> int | None:
@@ -189,7 +252,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
         WeightsError: names missing, unknown or of another shape; the message shows the first few.
     """
     own = model.state_dict()
-    weights = _unwrapped(weights)
     # Counters of batch norm say nothing about the result, and old files lack them.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unknown = [name for name in weights if name not in own]

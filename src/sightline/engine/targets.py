@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sightline.errors import TargetError, did_you_mean
 from sightline.models.adapter import Adapter
+from sightline.models.outputs import described, taking
 
 Target = Callable[[Any], Tensor]
 TargetSpec = int | str | Target | None
@@ -101,10 +102,9 @@ def table(output: Any) -> Tensor:
     if isinstance(output, Tensor) and output.dim() == 1:
         output = output[:, None]
     if not isinstance(output, Tensor) or output.dim() != 2:
-        got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise TargetError(
-            f"the model returned {got}, in which no class can be asked for; expected logits (B, K). "
-            "Say where they are, sightline.adapt(module, logits=function), or give target=function"
+            f"the model returned {described(output)}, in which no class can be asked for; expected logits (B, K). "
+            f"Say where they are, sightline.adapt(module, logits={taking(output)}), or give target=function"
         )
     return output
 

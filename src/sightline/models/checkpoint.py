@@ -14,7 +14,7 @@ from sightline.models.adapter import Adapter
 from sightline.models.beside import told
 from sightline.models.fingerprint import recognised
 from sightline.models.given import Finding, Given, Stored, Told
-from sightline.models.made import few
+from sightline.models.made import few, guesses
 from sightline.models.weights import networks, read_stored
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -51,34 +51,36 @@ def build_file(path: Path, given: Given, build: Build) -> Adapter:
     names, origin = _architectures(stored, about)
     if not names:
         raise ModelError(_unknown(stored, about))
-    fitting: list[tuple[str, Adapter]] = []
+    first: Adapter | None = None
+    alike: list[str] = []
+    others: list[str] = []
     failed: list[SightlineError] = []
     for name in names[:_MOST_TRIED]:
-        finding = Finding("architecture", name, origin)
+        known = dataclasses.replace(given, weights=stored, told=about, found=(Finding("architecture", name, origin),))
         try:
-            adapter = build(name, dataclasses.replace(given, weights=stored, told=about, found=(finding,)))
+            adapter = build(name, known)
         except WeightsError as error:
             failed.append(error)
             continue
-        if fitting and not _same(fitting[0][1], adapter):
-            raise ModelError(
-                f"{path.name} fits {fitting[0][0]} and {name}, which have tensors of the same shapes and compute differently; "
-                f"say which one it was made with: --model {name} --weights {path}"
-            )
-        fitting.append((name, adapter))
-    if not fitting:
+        if first is None:
+            first = adapter
+        else:
+            (alike if _same(first, adapter) else others).append(name)
+    if first is None:
         raise failed[0]
-    others = ", ".join(name for name, _ in fitting[1:])
-    adapter = fitting[0][1]
-    if others:
-        facts = tuple(
-            dataclasses.replace(one, origin=f"{one.origin}; {others} would give the same scores")
-            if one.what == "architecture"
-            else one
-            for one in adapter.found
+    chosen = first.found[0]
+    if others and not chosen.value.startswith("torchvision:"):
+        raise ModelError(
+            f"{path.name} fits {chosen.value} and {few(others)}, which have tensors of the same shapes and compute differently; "
+            f"say which one it was made with: --model {chosen.value} --weights {path}"
         )
-        adapter = dataclasses.replace(adapter, found=facts)
-    return dataclasses.replace(adapter, name=path.name)
+    if alike:
+        chosen = dataclasses.replace(chosen, origin=f"{chosen.origin}; {few(alike)} would give the same scores")
+    if others:
+        more = f"{chosen.origin}; {few(others)} would fit as well and compute otherwise"
+        chosen = dataclasses.replace(chosen, origin=more, guessed=True)
+    facts = (chosen, *first.found[1:])
+    return dataclasses.replace(first, name=path.name, found=facts, notes=guesses(facts))
 
 
 def weights_in(folder: Path) -> Path:

@@ -185,7 +185,7 @@ def layout(
     readings = possible(shape, x.shape, size=size)
     module = submodule(model, name)
     square = len(shape) == 4 and shape[2] == shape[3]
-    doubt = _mixes(model) and (len(readings) > 1 or square) and not isinstance(module, _MAPS)
+    doubt = _mixes(model) and (len(readings) > 1 or square) and not _is(module, _MAPS)
     if readings and readings[0].kind == "maps" and not doubt:
         return readings[0]
     if len(shape) != 3 and not readings:
@@ -223,6 +223,14 @@ def _without_graph(x: Tensor) -> Iterator[None]:
         yield
 
 
+def _is(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether it is one of these, also where a program of torch.export keeps but the name of its type."""
+    if isinstance(module, kinds):
+        return True
+    name = getattr(module, "_ty", None)
+    return isinstance(name, str) and name in {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
+
+
 def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | None = None) -> list[_Event]:
     """What every module returned, in order, with its layout where the shape says it: certain where it can be read in one way."""
     returned: list[tuple[str, nn.Module, tuple[int, ...]]] = []
@@ -252,7 +260,7 @@ def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | No
     seen = [
         (shape[2], shape[3])
         for _, module, shape in returned
-        if isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[2] * shape[3] > 1
+        if _is(module, (nn.Conv2d,)) and len(shape) == 4 and shape[2] * shape[3] > 1
     ]
     # A square matrix with a row and a column for each token is attention, not a picture.
     counts = {shape[1] for _, _, shape in returned if len(shape) == 3} | {h * w for h, w in seen}
@@ -260,8 +268,8 @@ def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | No
     for name, module, shape in returned:
         readings = tuple(possible(shape, x.shape, dict.fromkeys(seen), size))
         maps = bool(readings) and readings[0].kind == "maps"
-        attention = len(shape) == 4 and shape[2] == shape[3] and shape[2] in counts and not isinstance(module, _MAPS)
-        certain = maps and not attention and (len(readings) == 1 or isinstance(module, _MAPS))
+        attention = len(shape) == 4 and shape[2] == shape[3] and shape[2] in counts and not _is(module, _MAPS)
+        certain = maps and not attention and (len(readings) == 1 or _is(module, _MAPS))
         form = readings[0] if maps and not attention else None
         events.append(_Event(name, module, shape, readings, form, certain or not readings, shape == final))
     return events
@@ -311,7 +319,7 @@ def _chosen(
     last = None
     runs = Counter(event.name for event in events)
     for index, event in enumerate(events):
-        conv = isinstance(event.module, nn.Conv2d) and event.layout is not None and event.layout.kind == "maps"
+        conv = _is(event.module, (nn.Conv2d,)) and event.layout is not None and event.layout.kind == "maps"
         if conv and not event.is_final and runs[event.name] == 1:
             last = index
     weighted = [

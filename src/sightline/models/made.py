@@ -29,6 +29,7 @@ def made(
     origin: Mapping[str, Any],
     found: Sequence[Finding] = (),
     classes: int | None = None,
+    usual: bool = False,
 ) -> Adapter:
     """The adapter of a network built from a name.
 
@@ -41,6 +42,7 @@ def made(
         origin: where it comes from: "source", "architecture", ...
         found: what was found out so far.
         classes: how many it has, where that is known.
+        usual: `preprocessing` is but what is usual, because nothing tells the network's own.
 
     Raises:
         ModelError: more or fewer class names than classes, or a preprocessing that can't be.
@@ -48,7 +50,9 @@ def made(
     stored = given.weights
     own = stored is not None and "weights" not in origin
     facts = [one for one in found if one.what not in ("preprocessing", "class names")]
-    take, spec, how = _prepared(preprocessing, given, guessed=own)
+    take, spec, how = _prepared(
+        preprocessing, given, own or usual, "what is usual" if usual else "the architecture's own"
+    )
     names, who = _named(labels, given, classes, guessed=own)
     facts += [next((one for one in found if one.what == "preprocessing"), how), *who]
     if stored is not None:
@@ -64,9 +68,11 @@ def made(
     )
 
 
-def _prepared(own: Mapping[str, Any], given: Given, guessed: bool) -> tuple[Preprocess, dict[str, Any], Finding]:
+def _prepared(
+    own: Mapping[str, Any], given: Given, guessed: bool, origin: str
+) -> tuple[Preprocess, dict[str, Any], Finding]:
     """The preprocessing: the network's own, over that what the file says, over that what the user says."""
-    parts, origin = dict(own), "the architecture's own"
+    parts = dict(own)
     for said, where in given.told.preprocessing if given.told else ():
         try:
             parts = specified(parts, said)[1]
@@ -105,12 +111,8 @@ def _named(
 
 def guesses(facts: Sequence[Finding]) -> tuple[str, ...]:
     """What every picture must say about a model of which something is guessed."""
-    open_ = [f"{one.what} ({one.origin})" for one in facts if one.guessed]
-    if not open_:
-        return ()
-    return (
-        f"nothing says this model's own, so guessed: {', '.join(open_)}; to see or change it: sightline doctor --model ...",
-    )
+    guessed = [one.what for one in facts if one.guessed]
+    return (f"guessed, because nothing says it: {', '.join(guessed)} (sightline doctor tells more)",) if guessed else ()
 
 
 def shown(spec: Mapping[str, Any]) -> str:

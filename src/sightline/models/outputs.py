@@ -24,6 +24,33 @@ def unwrap(output: Any) -> Any:
     return output
 
 
+def described(output: Any) -> str:
+    """What a model returned, with the shapes of the tensors in it, for a message."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    parts = _parts(output)
+    if not parts:
+        return type(output).__name__
+    shown = ", ".join(
+        f"{key!r}: {tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__}" for key, one in parts[:8]
+    )
+    return f"a {type(output).__name__} of {len(parts)} ({shown}{', ...' if parts[8:] else ''})"
+
+
+def taking(output: Any) -> str:
+    """How a function that takes the logits out of such an output may look."""
+    parts = _parts(output)
+    tables = [key for key, one in parts if isinstance(one, Tensor) and one.dim() == 2]
+    key = (tables or [key for key, _ in parts] or [None])[0]
+    return "function" if key is None else f"lambda output: output[{key!r}]"
+
+
+def _parts(output: Any) -> list[tuple[Any, Any]]:
+    if isinstance(output, Mapping):
+        return list(output.items())
+    return list(enumerate(output)) if isinstance(output, tuple | list) else []
+
+
 def only_grid(output: Any) -> Tensor | None:
     """The one float tensor in a layer's output that can hold a grid: of four dimensions, else of three (tokens); or None."""
     if isinstance(output, Tensor):

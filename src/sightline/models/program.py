@@ -46,4 +46,6 @@ def build_file(path: Path, given: Given) -> Adapter:
         Finding("weights", "inside the program", path.name),
     )
     own = {**_USUAL, "size": size, "resize": size, "fit": "exact"}
-    return made(path.name, module, given, own, None, {"source": "torch.export", "architecture": path.name}, found)
+    return made(
+        path.name, module, given, own, None, {"source": "torch.export", "architecture": path.name}, found, usual=True
+    )

@@ -148,7 +148,9 @@ def filled(
         )
     elif moved:
         found.append(
-            Finding("left out", f"{len(moved):,} tensors such as {_shown(moved[0])}", "they are not the network's")
+            Finding(
+                "left out", f"{len(moved):,} of its tensors, such as {_shown(moved[0])}", "they are not the network's"
+            )
         )
     if size is not None:
         if given.num_classes is not None:
@@ -203,6 +205,7 @@ def _network(tensors: Mapping[str, Tensor], module: nn.Module, origin: str) -> t
 def _renamed(tensors: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
     """A head of one dense layer that was put in under another name, such as fc.1 behind a dropout, under the network's own name."""
     missing, unknown = sorted(own - tensors.keys()), sorted(tensors.keys() - own)
+    unknown = [name for name in unknown if not name.endswith("num_batches_tracked")]
     if len(missing) != 2 or len(unknown) != 2 or tensors[unknown[1]].dim() != 2:
         return tensors
     ends = [[name.rpartition(".")[2] for name in names] for names in (missing, unknown)]

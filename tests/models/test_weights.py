@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import os
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sightline.errors import ModelError, WeightsError
-from sightline.models.weights import file_hash, load_weights, read_stored
+from sightline.models.weights import file_hash, load_weights, networks, read_stored
 
 
 def read_weights(path: Path, **options: Any) -> dict[str, Tensor]:
@@ -102,7 +103,7 @@ def test_a_training_checkpoint_gives_the_weights_inside(
 def test_weights_of_a_model_in_dataparallel_fit_the_model_itself(model: Small, tmp_path: Path) -> None:
     torch.save(nn.DataParallel(model).state_dict(), tmp_path / "parallel.pth")
     fresh = Small()
-    load_weights(fresh, read_weights(tmp_path / "parallel.pth"), "parallel.pth")
+    load_weights(fresh, dict(networks(read_weights(tmp_path / "parallel.pth")))["module."], "parallel.pth")
     assert same(dict(fresh.state_dict()), dict(model.state_dict()))
 
 
@@ -170,6 +171,19 @@ def test_the_hostile_pickle_of_these_tests_is_really_one(tmp_path: Path) -> None
     trace = tmp_path / "was-here"
     with pickle.loads(pickle.dumps(Hostile(trace))):  # noqa: S301
         assert trace.exists()
+
+
+def test_arguments_of_a_training_script_that_hold_code_are_refused_and_run_nothing(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return open, (str(canary), "w")
+
+    torch.save({"model": {"w": torch.ones(2)}, "args": argparse.Namespace(x=Hostile())}, tmp_path / "args.pt")
+    with pytest.raises(WeightsError, match="holds code"):
+        read_weights(tmp_path / "args.pt")
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize("write", [torch.save, legacy, plain_pickle], ids=["zip", "legacy", "pickle"])

@@ -8,7 +8,9 @@ import json
 import pickle
 import pickletools
 import re
+import threading
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +24,14 @@ from sightline._quiet import quiet
 from sightline.errors import WeightsError, did_you_mean
 from sightline.models.given import Finding, Given, Stored
 
+_LOCK = threading.Lock()
 MAX_BYTES = 20_000_000_000
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 _MAX_PICKLE = 100_000_000
 # A file of before torch 1.6: magic number, protocol, system, contents, keys; the numbers follow.
 _LEGACY_PICKLES = 5
 _NEEDED = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(\w*tensor\w*|parameter|parameter_with_state)"
+    r"collections (OrderedDict|Counter)|argparse Namespace|torch\._utils _rebuild_(\w*tensor\w*|parameter|parameter_with_state)"
     r"|torch\._tensor _rebuild_from_type_v2|torch\.nn\.parameter Parameter|torch (\w+Storage|Size|Tensor|device)"
     r"|torch\.storage (UntypedStorage|TypedStorage)|torch (b?float\d+\w*|u?int\d+|bool)|torch\.serialization _get_layout"
 )
@@ -71,7 +74,8 @@ def _opened(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         raise WeightsError(f"{path} is an exported program, not weights; save model.state_dict() instead")
     _check_archive(path)
     try:
-        with quiet():
+        # What training scripts keep their arguments in; a namespace is but a name for a dictionary.
+        with quiet(), _LOCK, torch.serialization.safe_globals([Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         with path.open("rb") as file:
@@ -358,7 +362,9 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any
     about: dict[str, Any] = {}
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            about |= {str(name): value for name, value in content.items() if name != wrapper and _is_plain(value)}
+            beside = {str(name): value for name, value in content.items() if name != wrapper}
+            beside |= {name: vars(value) for name, value in beside.items() if isinstance(value, Namespace)}
+            about |= {name: value for name, value in beside.items() if _is_plain(value)}
             content = content[wrapper]
     if (
         not isinstance(content, Mapping)

@@ -12,6 +12,7 @@ import threading
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -52,13 +53,14 @@ def read_stored(path: Path, *, sha256: str | None = None) -> Stored:
         raise WeightsError(f"there is no weights file {path}")
     if path.stat().st_size > MAX_BYTES:
         raise WeightsError(f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}")
-    found = file_hash(path)
-    if sha256 is not None and not found.startswith(sha256):
-        raise WeightsError(
-            f"{path} is not the expected file: its sha256 begins {found[:8]}, expected {sha256[:8]}. Get it again"
-        )
-    tensors, about = _opened(path)
-    return Stored(path, _checked(tensors, path), about, found)
+    with ThreadPoolExecutor(1) as beside:  # reading and hashing take as long as each other
+        digest = beside.submit(file_hash, path)
+        if sha256 is not None and not digest.result().startswith(sha256):
+            raise WeightsError(
+                f"{path} is not the expected file: its sha256 begins {digest.result()[:8]}, expected {sha256[:8]}. Get it again"
+            )
+        tensors, about = _opened(path)
+        return Stored(path, _checked(tensors, path), about, digest.result())
 
 
 def _opened(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -239,11 +241,9 @@ def without_init() -> Iterator[None]:
     class Skipping(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = getattr(func, "__name__", "")
-            if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], nn.Parameter):
-                if name in _NOT_INIT:
-                    return func(*args, **(kwargs or {}))
-                return args[0]
-            return func(*args, **(kwargs or {}))
+            target = args[0] if args else (kwargs or {}).get("tensor")
+            changes = name.endswith("_") and not name.endswith("__") and name not in _NOT_INIT
+            return target if changes and isinstance(target, nn.Parameter) else func(*args, **(kwargs or {}))
 
     with Skipping():
         yield

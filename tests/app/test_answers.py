@@ -26,6 +26,7 @@ from sightline.app.answers import (
     predictions,
 )
 from sightline.errors import ImageError, LayerError, MethodError, ModelError, SightlineError, TargetError
+from sightline.models.given import Given
 from sightline.models.load import build, load_model
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ CAT = str(ROOT / "src" / "sightline" / "data" / "demo" / "cat.jpg")
 
 @pytest.fixture(scope="module")
 def offer() -> Offer:
-    other = build("torchvision:resnet18", random_weights=True)
+    other = build("torchvision:resnet18", Given(random_weights=True))
     return Offer({"bundled": load_model("bundled"), "other": other})
 
 

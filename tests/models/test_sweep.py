@@ -9,12 +9,13 @@ import torch
 import sightline
 from conftest import Plain, images, seeded
 from sightline import compare, load_model
+from sightline.models.given import Given
 from sightline.models.layers import candidates, choose, stages, sweep
 from sightline.models.load import build, sample_input
 
 
 def test_a_sweep_of_resnet_names_each_output_once_from_the_input_to_the_output() -> None:
-    adapter = build("torchvision:resnet18", random_weights=True)
+    adapter = build("torchvision:resnet18", Given(random_weights=True))
     found = sweep(adapter.module.eval(), sample_input(adapter))
     assert found[-1] == "layer4"
     assert "layer4.1" not in found, "the same tensor as layer4"
@@ -23,7 +24,7 @@ def test_a_sweep_of_resnet_names_each_output_once_from_the_input_to_the_output()
 
 
 def test_a_long_network_is_thinned_out_evenly_with_both_ends_kept() -> None:
-    adapter = build("torchvision:vgg19", random_weights=True)
+    adapter = build("torchvision:vgg19", Given(random_weights=True))
     module, x = adapter.module.eval(), torch.rand(1, 3, 64, 64)
     whole, some = sweep(module, x, most=100), sweep(module, x, most=5)
     assert len(whole) > 15
@@ -33,10 +34,10 @@ def test_a_long_network_is_thinned_out_evenly_with_both_ends_kept() -> None:
 
 
 def test_stages_are_the_last_layers_of_each_resolution_up_to_the_default_one() -> None:
-    adapter = build("torchvision:resnet18", random_weights=True)
+    adapter = build("torchvision:resnet18", Given(random_weights=True))
     module, x = adapter.module.eval(), sample_input(adapter)
     assert stages(module, x) == ["layer1", "layer2", "layer3", "layer4"]
-    late = build("torchvision:resnet50", random_weights=True).module.eval()
+    late = build("torchvision:resnet50", Given(random_weights=True)).module.eval()
     assert stages(late, x) == ["layer1", "layer2", "layer3", "layer4"], "not a branch of a block that strides late"
     assert stages(seeded(Plain), images(1)) == ["relu2"], "a network without stages has its default layer"
 
@@ -66,7 +67,7 @@ def test_several_layers_side_by_side_and_fused() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "convnext_tiny", "efficientnet_b0"])
 def test_the_chosen_layer_is_a_candidate_and_its_reason_names_its_grid(name: str) -> None:
-    adapter = build(f"torchvision:{name}", random_weights=True)
+    adapter = build(f"torchvision:{name}", Given(random_weights=True))
     module, x = adapter.module.eval(), torch.rand(1, 3, 96, 96)
     layer, reason = choose(module, x)
     (marked,) = [one for one in candidates(module, x) if one.chosen]

@@ -11,7 +11,7 @@ from torch import nn
 from sightline.errors import ModelError
 from sightline.models.adapter import Adapter
 from sightline.models.given import Finding, Given
-from sightline.models.preprocess import specified
+from sightline.models.preprocess import Preprocess, specified
 
 RANDOM = "random weights: the model has learnt nothing, so neither its answer nor this map means anything"
 OFFLINE = (
@@ -29,6 +29,7 @@ def made(
     origin: Mapping[str, Any],
     found: Sequence[Finding] = (),
     classes: int | None = None,
+    take: Preprocess | None = None,
 ) -> Adapter:
     """The adapter of a network built from a name.
 
@@ -41,13 +42,17 @@ def made(
         origin: where it comes from: "source", "architecture", ...
         found: what was found out so far.
         classes: how many it has, where that is known.
+        take: the preprocessing itself where it is more than `standard` can do; then `preprocessing` only tells of it.
 
     Raises:
         ModelError: more or fewer class names than classes, or a preprocessing that can't be.
     """
     stored = given.weights
     own = stored is not None and "weights" not in origin
-    take, spec = specified(preprocessing, given.preprocess)
+    if take is None:
+        take, spec = specified(preprocessing, given.preprocess)
+    else:
+        spec = dict(preprocessing)
     said = {one.what for one in found}
     facts = list(found)
     if "preprocessing" not in said:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sightline._optional import require
+from sightline._optional import optional
 from sightline._quiet import quiet
 from sightline.errors import ModelError, did_you_mean
 from sightline.models import timm
@@ -28,12 +28,12 @@ from sightline.models.weights import filled
 CONFIG = "config.json"
 _LARGEST = 1_000_000  # of any number in a configuration: a width, a count of classes, of words
 # What would run or fetch something, or change how the network answers; the rest of a configuration is its shape.
-_NOT_SHAPE = frozenset(
-    ["architectures", "attn_implementation", "auto_map", "custom_pipelines", "distributed_config", "dtype"]
-    + ["experts_implementation", "fusion_config", "gradient_checkpointing", "id2label", "label2id", "name_or_path"]
-    + ["num_labels", "output_attentions", "output_hidden_states", "per_layer_config", "problem_type", "return_dict"]
-    + ["torch_dtype", "transformers_version", "transformers_weights", "use_kernels", "use_return_dict"]
-)
+_NOT_SHAPE = {
+    *("architectures", "attn_implementation", "auto_map", "custom_pipelines", "distributed_config", "dtype"),
+    *("experts_implementation", "fusion_config", "gradient_checkpointing", "id2label", "label2id", "name_or_path"),
+    *("num_labels", "output_attentions", "output_hidden_states", "per_layer_config", "problem_type", "return_dict"),
+    *("torch_dtype", "transformers_version", "transformers_weights", "use_kernels", "use_return_dict"),
+}
 
 
 def build(name: str, given: Given) -> Adapter:
@@ -63,7 +63,7 @@ def _built(files: Files, given: Given) -> Adapter:
 
 
 def _of_transformers(files: Files, config: Mapping[str, Any], given: Given) -> Adapter:
-    require(["transformers"], "transformers", f"hf:{files.name}")
+    optional("transformers", "transformers", f"hf:{files.name}")
     with quiet():
         return _classifier(files, config, given)
 

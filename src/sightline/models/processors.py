@@ -36,8 +36,9 @@ def processor_of(said: Mapping[str, Any], model_type: str) -> tuple[Preprocess |
         ModelError: an unknown processor, or one that makes something else than pictures.
     """
     check_numbers(said, _LARGEST, FILE)
-    if not 0.1 <= float(said.get("crop_pct") or 1) <= 1:
-        raise ModelError(f"{FILE} says 'crop_pct': {said['crop_pct']!r}; expected a share from 0.1 to 1")
+    share = said.get("crop_pct") or 1
+    if not isinstance(share, int | float) or not 0.1 <= share <= 1:
+        raise ModelError(f"{FILE} says 'crop_pct': {share!r:.80}; expected a share from 0.1 to 1")
     kind = _class(said, model_type)
     name = kind.__name__.removesuffix("Pil")
     known = set(kind.valid_kwargs.__annotations__).difference(_SERVICE)

@@ -207,7 +207,8 @@ def _preprocessing(
     parts = given.preprocess or {}
     if {"size", "mean", "std"} <= parts.keys():
         whole = {"resize": parts["size"], "fit": "exact", "interpolation": "bilinear"} | dict(parts)
-        return None, whole, [Finding("preprocessing", shown(specified(whole)[1]), "given")]
+        spec = specified(whole)[1]
+        return None, spec, [Finding("preprocessing", shown(spec), "given")]
     path = files.find(FILE)
     if path is None:
         spec = _guess(settings)

@@ -378,6 +378,13 @@ def test_without_a_processor_the_size_is_the_models_and_the_rest_is_said_to_be_g
     assert "guessed: preprocessing" in adapter.notes[0]
 
 
+def test_a_guessed_size_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, "convnext")
+    (tmp_path / "preprocessor_config.json").unlink()
+    rewritten(tmp_path / "config.json", image_size=5000)
+    assert "at most 2,048" in refused(tmp_path)
+
+
 def test_parts_that_are_given_replace_those_of_the_file(tmp_path: Path) -> None:
     saved(tmp_path, "resnet")
     adapter = load_model(f"hf:{tmp_path}", preprocess={"size": 128})
@@ -560,6 +567,20 @@ def test_the_old_flat_format_of_timm_is_read_too(tmp_path: Path) -> None:
 def test_what_timms_config_may_not_say_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     of_timm(tmp_path)
     rewritten(tmp_path / "config.json", **changes)
+    assert refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"crop_pct": -1}, {"crop_pct": "x"}, {"crop_mode": "x"}, {"mean": "x"}, {"mean": [1, 2]}, {"std": [0, 0, 0]},
+        {"interpolation": "x"}, {"input_size": [3]}, {"input_size": "x"}, {"input_size": [3, 4096, 4096]},
+    ],
+)  # fmt: skip
+def test_a_pretrained_cfg_that_can_not_be_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    of_timm(tmp_path)
+    own = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    rewritten(tmp_path / "config.json", pretrained_cfg=own | changes)
     assert refused(tmp_path)
 
 

@@ -14,7 +14,7 @@ from sightline.models.folders import check_numbers
 from sightline.models.preprocess import Preprocess, measured, specified
 
 FILE = "preprocessor_config.json"
-_LARGEST = 2048  # pixels of a side that a file may ask for
+LARGEST = 2048  # pixels of a side that a file may ask for
 _THIN = 64  # times longer than wide: a picture that would fill the memory where only its shorter side is set
 _SERVICE = ("device", "return_tensors", "data_format", "input_data_format", "disable_grouping")
 _INSTEAD = "Give your own: preprocess={'size': ..., 'mean': ..., 'std': ...}"
@@ -35,7 +35,7 @@ def processor_of(said: Mapping[str, Any], model_type: str) -> tuple[Preprocess |
     Raises:
         ModelError: an unknown processor, or one that makes something else than pictures.
     """
-    check_numbers(said, _LARGEST, FILE)
+    check_numbers(said, LARGEST, FILE)
     share = said.get("crop_pct") or 1
     if not isinstance(share, int | float) or not 0.1 <= share <= 1:
         raise ModelError(f"{FILE} says 'crop_pct': {share!r:.80}; expected a share from 0.1 to 1")
@@ -51,7 +51,7 @@ def processor_of(said: Mapping[str, Any], model_type: str) -> tuple[Preprocess |
         raise ModelError(f"{FILE} makes no {name}: {str(error)[:300]}") from error
     if spec is not None:
         take, spec = specified(spec)
-        if max(spec["size"]) <= _LARGEST and _agree(take, processor):
+        if max(spec["size"]) <= LARGEST and _agree(take, processor):
             return None, spec, name
     return *_as_it_is(processor, name), name
 

@@ -22,7 +22,7 @@ from sightline.models.given import Finding, Given
 from sightline.models.made import few, imagenet_labels, made, shown
 from sightline.models.planned import planned
 from sightline.models.preprocess import Preprocess, specified
-from sightline.models.processors import FILE, processor_of
+from sightline.models.processors import FILE, LARGEST, processor_of
 from sightline.models.weights import filled
 
 CONFIG = "config.json"
@@ -211,7 +211,7 @@ def _preprocessing(
         return None, spec, [Finding("preprocessing", shown(spec), "given")]
     path = files.find(FILE)
     if path is None:
-        spec = _guess(settings)
+        spec = _bounded(_guess(settings))
         origin = "no file says it: the size of config.json, mean and std of ImageNet"
         return None, spec, [Finding("preprocessing", shown(specified(spec, parts)[1]), origin, guessed=True)]
     take, spec, name = processor_of(read_json(path), str(config["model_type"]))
@@ -223,6 +223,14 @@ def _preprocessing(
             f"the {name} of {files.name} can't be changed in parts ({', '.join(parts)}); give size, mean and std, and all is yours"
         )
     return take, spec, [Finding("preprocessing", f"{name}, run as it is, its geometry measured", f"{name} in {FILE}")]
+
+
+def _bounded(spec: dict[str, Any]) -> dict[str, Any]:
+    """A specification, unless a file asks for pictures that would fill the memory."""
+    spec = specified(spec)[1]
+    if max(spec["size"]) > LARGEST:
+        raise ModelError(f"{CONFIG} asks for pictures of {spec['size']}; expected sides of at most {LARGEST:,}")
+    return spec
 
 
 def _guess(settings: Any) -> dict[str, Any]:
@@ -279,9 +287,14 @@ def timm_folder(files: Files, config: Mapping[str, Any], given: Given) -> Adapte
     if given.labels is None:
         given, found = _named(given, _names_of_timm(config, own, classes), f"label_names in {where}", found)
     usual = imagenet_labels() if files.name.startswith("timm/") and classes == 1000 else None
-    spec = timm.preprocessing(module)
+    try:
+        spec = _bounded(timm.preprocessing(module))
+    except ModelError:
+        raise
+    except Exception as error:  # it may hold anything
+        raise ModelError(f"the pretrained_cfg in {where} makes no preprocessing: {str(error)[:200]}") from error
     if not given.preprocess:
-        found.append(Finding("preprocessing", shown(specified(spec)[1]), f"pretrained_cfg in {where}"))
+        found.append(Finding("preprocessing", shown(spec), f"pretrained_cfg in {where}"))
     return made(f"hf:{files.name}", module, given, spec, usual, origin, [*given.found, *found], classes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -10,21 +11,25 @@ from contextlib import contextmanager
 _lock = threading.Lock()
 _inside = 0
 _saved = warnings.catch_warnings()
+_TALKER = logging.getLogger("transformers")
+_level = logging.NOTSET
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Pillow's and torch's warnings are off while anybody reads a file: what they tell is an error here, or harmless.
+    """Warnings of Pillow, torch and the like are off while anybody reads a file: what they tell is an error here, or harmless.
 
     `warnings.catch_warnings` alone is not safe between threads: the first one in saves the filters here, the last one
     out puts them back.
     """
-    global _inside, _saved
+    global _inside, _saved, _level
     with _lock:
         if _inside == 0:
             _saved = warnings.catch_warnings()
             _saved.__enter__()
-            warnings.filterwarnings("ignore", module=r"(PIL|torch)\.|pickletools")
+            warnings.filterwarnings("ignore", module=r"(PIL|torch|timm|transformers)\.|pickletools")
+            _level = _TALKER.level
+            _TALKER.setLevel(logging.ERROR)
         _inside += 1
     try:
         yield
@@ -33,3 +38,4 @@ def quiet() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 _saved.__exit__(None, None, None)
+                _TALKER.setLevel(_level)

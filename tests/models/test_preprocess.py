@@ -360,3 +360,16 @@ def test_what_gives_no_picture_for_a_model_is_refused_and_named(function: Callab
 def test_a_picture_too_small_to_measure_on_is_refused_as_a_picture(size: tuple[int, int]) -> None:
     with pytest.raises(ImageError, match=f"{size[0]} x {size[1]}"):
         measured(T.Compose([T.Resize((64, 64)), T.ToTensor()]))(Image.new("RGB", size))
+
+
+def test_channels_and_the_corner_of_the_crop_are_as_told() -> None:
+    picture = photograph((53, 47))
+    common: dict[str, Any] = {"size": (20, 20), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    rgb, view = standard(**common, resize=35)(picture)
+    other = {"mean": common["mean"][::-1], "std": common["std"][::-1], "channels": "bgr"}
+    bgr, same = standard(**common | other, resize=35)(picture)
+    assert torch.equal(bgr, rgb.flip(0))
+    _, down = standard(**common, resize=35, rounding="down")(picture)
+    assert view.resized == down.resized == (39, 35)
+    assert view.offset == same.offset == (10, 8)  # of 9.5 and 7.5
+    assert down.offset == (9, 7)

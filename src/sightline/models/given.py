@@ -68,7 +68,7 @@ class Given:
         random_weights: leave the weights random.
         num_classes: size of the head.
         labels: class names by index.
-        preprocess: parts of the preprocessing that replace the model's own: size, resize, fit, interpolation, mean, std.
+        preprocess: parts of the preprocessing that replace the model's own: size, resize, fit, interpolation, mean, std, ...
         trust_code: run code that a file holds.
         told: what the weights file says of the model.
         found: what was found out on the way to here.

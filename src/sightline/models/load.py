@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
-from sightline.models import bundled, checkpoint, layers, program, timm, torchvision
+from sightline.models import bundled, checkpoint, layers, program, timm, torchvision, transformers
 from sightline.models.adapter import Adapter, adapt
 from sightline.models.fold import fold
 from sightline.models.given import Given
@@ -25,6 +25,7 @@ SOURCES: dict[str, Callable[[str, Given], Adapter]] = {
     "bundled": bundled.build,
     "torchvision": torchvision.build,
     "timm": timm.build,
+    "hf": transformers.build,
 }
 
 
@@ -53,7 +54,8 @@ def load_model(
     """Loads a model with its weights, class names and own preprocessing; what nothing tells is guessed, and said.
 
     Args:
-        model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny", a file or
+        model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny",
+            "hf:microsoft/resnet-18" (a repository of the Hugging Face hub, or a folder in its format), a file or
             folder, or a module (see `adapt`). `sightline models` lists the sources.
         weights: a local state dict (.safetensors, .pt, .pth, .ckpt) instead of the official weights; a head of another size
             is found from it.
@@ -138,6 +140,8 @@ def _of_file(path: Path, given: Given) -> Adapter:
     """The model of a file or folder, by what it is."""
     if not os.path.exists(path):  # which no odd name makes fail
         raise ModelError(f"there is no model file {str(path)[:300]}")
+    if path.is_dir() and transformers.is_published(path):
+        return transformers.build_folder(path, given)
     if path.is_dir():
         return _of_file(checkpoint.weights_in(path), given)
     if path.suffix not in FILES:

@@ -30,6 +30,7 @@ def made(
     found: Sequence[Finding] = (),
     classes: int | None = None,
     usual: bool = False,
+    take: Preprocess | None = None,
 ) -> Adapter:
     """The adapter of a network built from a name.
 
@@ -43,6 +44,7 @@ def made(
         found: what was found out so far.
         classes: how many it has, where that is known.
         usual: `preprocessing` is but what is usual, because nothing tells the network's own.
+        take: the preprocessing itself where it is more than `standard` can do; then `preprocessing` only tells of it.
 
     Raises:
         ModelError: more or fewer class names than classes, or a preprocessing that can't be.
@@ -50,11 +52,14 @@ def made(
     stored = given.weights
     own = stored is not None and "weights" not in origin
     facts = [one for one in found if one.what not in ("preprocessing", "class names")]
-    take, spec, how = _prepared(
-        preprocessing, given, own or usual, "what is usual" if usual else "the architecture's own"
-    )
+    told = {one.what: one for one in found}
+    how = Finding("preprocessing", shown(preprocessing), "its own")
+    spec = dict(preprocessing)
+    if take is None:
+        origin_of_it = "what is usual" if usual else "the architecture's own"
+        take, spec, how = _prepared(preprocessing, given, own or usual, origin_of_it)
     names, who = _named(labels, given, classes, guessed=own)
-    facts += [next((one for one in found if one.what == "preprocessing"), how), *who]
+    facts += [told.get("preprocessing", how), *([told["class names"]] if "class names" in told else who)]
     if stored is not None:
         origin = {"weights": stored.path.name, "sha256": stored.sha256} | dict(origin)
     return Adapter(

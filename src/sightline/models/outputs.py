@@ -72,7 +72,8 @@ def with_grid(output: Any, grid: Tensor) -> Any:
     original = only_grid(output)
     if isinstance(output, dict):
         changed = copy.copy(output)
-        changed.update({key: grid for key, part in output.items() if part is original})
+        for key in [key for key, part in output.items() if part is original]:
+            changed[key] = grid  # one by one: outputs of transformers are dictionaries without update
         return changed
     parts = [grid if part is original else part for part in output]
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)

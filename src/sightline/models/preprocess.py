@@ -29,6 +29,8 @@ def standard(
     interpolation: str = "bilinear",
     mean: Sequence[float],
     std: Sequence[float],
+    rounding: str = "nearest",
+    channels: str = "rgb",
     fill: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> Preprocess:
     """Resize, centre crop (or pad), scale to 0..1, normalise: what nearly every published model asks for.
@@ -38,15 +40,19 @@ def standard(
         resize: the side to scale to, or (width, height).
         fit: "shorter" scales the shorter side to `resize`, "longer" fits the whole picture into it, "exact"
             squashes the picture to `resize`.
-        interpolation: "nearest", "bilinear", "bicubic" or "lanczos", as Pillow means them (antialiased).
+        interpolation: "nearest", "box", "bilinear", "hamming", "bicubic" or "lanczos", as Pillow means them (antialiased).
         mean: per channel, in 0..1.
         std: per channel, in 0..1.
+        rounding: of the crop's corner where as many pixels can't be cut off on both sides: "nearest" as torchvision, "down"
+            as transformers does it.
+        channels: their order, "rgb" or "bgr"; mean and std follow it.
         fill: colour of padding, in 0..1.
 
     Returns:
         A function from a PIL picture to (tensor (3, height, width), View); equal to torchvision's and timm's
         evaluation transforms to the bit.
     """
+    whole = math.floor if rounding == "down" else round
     resample = getattr(Image.Resampling, interpolation.upper())
     channel_mean, channel_std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
 
@@ -54,7 +60,7 @@ def standard(
         scaled = _scaled_size(image.size, resize, fit)
         # Rounded as torchvision rounds, so that not one pixel differs.
         offset = tuple(
-            round((scaled[axis] - size[axis]) / 2.0)
+            whole((scaled[axis] - size[axis]) / 2.0)
             if scaled[axis] >= size[axis]
             else -((size[axis] - scaled[axis]) // 2)
             for axis in (0, 1)
@@ -74,14 +80,23 @@ def standard(
             small = canvas
         else:
             small = small.crop(window)
-        pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+        values = np.array(small)
+        pixels = (
+            torch.from_numpy(values[..., ::-1].copy() if channels == "bgr" else values).permute(2, 0, 1).contiguous()
+        )
         x = (pixels.float().div(255) - channel_mean) / channel_std
         return x, View(photo=image.size, resized=scaled, offset=(offset[0], offset[1]), input=size)
 
     return preprocess
 
 
-_PARTS = ("size", "resize", "fit", "interpolation", "mean", "std")
+_WORDS = {
+    "fit": ("shorter", "longer", "exact"),
+    "interpolation": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
+    "rounding": ("nearest", "down"),
+    "channels": ("rgb", "bgr"),
+}
+_PARTS = ("size", "resize", "mean", "std", *_WORDS)
 
 
 def specified(own: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> tuple[Preprocess, dict[str, Any]]:
@@ -114,10 +129,9 @@ def specified(own: Mapping[str, Any], given: Mapping[str, Any] | None = None) ->
 
 
 def _part(part: str, value: Any) -> Any:
-    if part in ("fit", "interpolation"):
-        known = ("shorter", "longer", "exact") if part == "fit" else ("nearest", "bilinear", "bicubic", "lanczos")
-        if value not in known:
-            raise ModelError(f"preprocessing {part}={value!r}; expected one of {', '.join(known)}")
+    if part in _WORDS:
+        if value not in _WORDS[part]:
+            raise ModelError(f"preprocessing {part}={value!r}; expected one of {', '.join(_WORDS[part])}")
         return value
     numbers = [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
     if isinstance(numbers, str):

@@ -47,13 +47,13 @@ def build(name: str, given: Given) -> Adapter:
     return made(f"timm:{name}", module, given, preprocessing(module), labels, origin, found, classes)
 
 
-def architecture(name: str, classes: int | None = None) -> nn.Module:
-    """The network without weights, with a head of its own size or of so many classes."""
+def architecture(name: str, classes: int | None = None, **arguments: Any) -> nn.Module:
+    """The network without weights, with a head of its own size or of so many classes, and its own arguments."""
     import timm
 
     _config(name)
     size: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    module: nn.Module = timm.create_model(name, pretrained=False, **size)
+    module: nn.Module = timm.create_model(name, pretrained=False, **size, **arguments)
     return module
 
 

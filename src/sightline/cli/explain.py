@@ -79,7 +79,8 @@ def run(
     model: ModelName = "bundled",
     target: Targets = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="See: sightline methods. [default: grad-cam]")
+        list[str] | None,
+        typer.Option("--method", help="See: sightline methods. [default: grad-cam, of a black box occlusion]"),
     ] = None,
     layer: LayerNames = None,
     contrast: Contrast = None,
@@ -112,7 +113,7 @@ def run(
         model=model,
         weights=weights,
         random_weights=random_weights,
-        methods=method or ["grad-cam"],
+        methods=method or [None],
         targets=target or [],
         layers=layer or [],
         fuse=True,

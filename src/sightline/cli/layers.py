@@ -19,12 +19,15 @@ def run(
 ) -> None:
     """List the layers that give a grid, with their sizes, and the default one with its reason."""
     with waiting("running the model once"):
+        from sightline.models.adapter import no_layers
         from sightline.models.given import Given
         from sightline.models.layers import candidates, choose
         from sightline.models.load import build, sample_input
 
         # The shapes are the same without the official weights, so that nothing has to be fetched.
-        adapter = build(model, Given(random_weights=model != "bundled"))
+        adapter = build(model, Given(random_weights=model != "bundled" and not model.endswith(".onnx")))
+        if adapter.black_box:
+            raise LayerError(no_layers(adapter))
         module, x = adapter.module.eval(), sample_input(adapter)
         found = candidates(module, x)
         try:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
-from sightline.models import bundled, layers, timm, torchvision
+from sightline.models import bundled, layers, onnx, timm, torchvision
 from sightline.models.adapter import Adapter, adapt
 from sightline.models.fold import fold
 from sightline.models.given import Given
@@ -28,7 +28,7 @@ SOURCES: dict[str, Callable[[str, Given], Adapter]] = {
 
 
 def load_model(
-    model: str | Path | nn.Module | Adapter = "bundled",
+    model: str | Path | nn.Module | Adapter | Callable[[torch.Tensor], Any] = "bundled",
     *,
     weights: str | Path | None = None,
     random_weights: bool = False,
@@ -42,7 +42,7 @@ def load_model(
 
     Args:
         model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny", a file or
-            folder, or a module (see `adapt`). `sightline models` lists the sources.
+            folder, or a module or function (see `adapt`). `sightline models` lists the sources.
         weights: a local state dict (.safetensors, .pt, .pth, .ckpt) instead of the official weights; a head of another size
             is found from it.
         random_weights: leave the weights random, to try things out; every result says so.
@@ -61,15 +61,15 @@ def load_model(
     """
     if isinstance(model, Adapter):
         return model
-    if isinstance(model, nn.Module):
+    if not isinstance(model, str | Path):
         if weights is not None or random_weights or num_classes is not None:
             raise ModelError(
-                "a module has its own weights and classes; weights, random_weights and num_classes are for names"
+                "a module or function has its own weights and classes; weights, random_weights and num_classes are for names"
             )
         return adapt(model, preprocess=_function(preprocess), labels=labels)
     if callable(preprocess):
         raise ModelError(
-            "preprocess as a function is for modules; for a name give the parts that differ, as a dictionary"
+            "preprocess as a function is for modules and functions; for a name give the parts that differ, as a dictionary"
         )
     if weights is not None and random_weights:
         raise ModelError("weights and random_weights exclude each other; give one")
@@ -92,6 +92,8 @@ def build(model: str | Path, given: Given) -> Adapter:
     """The model of this name as its source gives it: no default layer yet, nothing folded."""
     if not isinstance(model, str | Path):
         raise ModelError(f"{type(model).__name__} is no model; give a name (sightline models) or an nn.Module")
+    if str(model).endswith(".onnx"):
+        return onnx.build_file(Path(model), given)
     source, _, name = str(model).partition(":")
     if source not in SOURCES or (bool(name) == (source == "bundled")):
         near = did_you_mean(
@@ -135,6 +137,8 @@ def sample_input(adapter: Adapter) -> torch.Tensor:
 
 def _ready(adapter: Adapter, for_layer: str | Sequence[str] | None) -> Adapter:
     """Evaluation mode, default layer found, batch norm folded, weights laid out channels-last."""
+    if adapter.black_box:
+        return adapter
     module = adapter.module.eval().requires_grad_(False)
     x = sample_input(adapter)
     try:

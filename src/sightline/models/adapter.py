@@ -99,7 +99,8 @@ def adapt(
     """
     if not callable(module) or isinstance(module, type):
         raise ModelError(
-            f"{getattr(module, '__name__', type(module).__name__)} is no torch.nn.Module and no function; give a module, or a name: sightline models"
+            f"{type(module).__name__} {getattr(module, '__name__', '')}".strip()
+            + " is no torch.nn.Module and no function; give a module, or a name: sightline models"
         )
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise ModelError("labels must be a list of names, one a class")

@@ -61,7 +61,7 @@ def _as_tensor(scores: Any, name: str) -> Tensor:
             raise ModelError(
                 f"{name} gave {type(scores).__name__}, which is no table of numbers; expected scores (N, classes), as a tensor, an array or a list"
             )
-        scores = torch.from_numpy(found.astype(np.float64))
+        return torch.from_numpy(found.astype(np.float64))
     if scores.is_complex():
         raise ModelError(f"{name} gave complex numbers; expected one real score for each class")
     return scores

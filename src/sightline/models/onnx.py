@@ -110,7 +110,7 @@ def _read(path: Path) -> bytes:
     content = path.read_bytes()
     try:
         elsewhere = _refers_elsewhere(memoryview(content))
-    except (ValueError, IndexError) as error:
+    except (ModelError, IndexError) as error:
         raise ModelError(f"{path} is no intact ONNX file") from error
     if elsewhere:
         raise ModelError(
@@ -135,7 +135,7 @@ _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 
 
 def _refers_elsewhere(content: memoryview) -> bool:
-    """Whether a tensor of a model lies in another file; raises ValueError or IndexError for what is no such message."""
+    """Whether a tensor of a model lies in another file; raises ModelError or IndexError for what is no such message."""
     left = [("model", content)]
     while left:
         kind, message = left.pop()
@@ -144,7 +144,7 @@ def _refers_elsewhere(content: memoryview) -> bool:
                 return True
             if (inside := _LEADS[kind].get(number)) is not None:
                 if isinstance(value, int):
-                    raise ValueError(f"field {number} of {kind} is a number")
+                    raise ModelError(f"field {number} of {kind} is a number")
                 left.append((inside, value))
     return False
 
@@ -165,7 +165,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         else:
             length = {1: 8, 5: 4}.get(kind, -1)
         if not 0 <= length <= end - at:
-            raise ValueError(f"a field of kind {kind} at {at}")
+            raise ModelError(f"a field of kind {kind} at {at}")
         yield key >> 3, message[at : at + length]
         at += length
 
@@ -181,7 +181,7 @@ def _number(message: memoryview, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
         if shift > 63:
-            raise ValueError("a number without an end")
+            raise ModelError("a number without an end")
 
 
 def _session(runtime: Any, content: bytes, name: str) -> Any:

@@ -74,13 +74,8 @@ def build_file(path: Path, given: Given) -> Adapter:
     about: Mapping[str, str] = meta.custom_metadata_map
     takes = _input(session, path.name)
     own, fact = _preprocessing(takes, about, given, path.name)
-    _, spec = specified(own, given.preprocess)
-    if takes.size != (0, 0) and spec["size"] != takes.size:
-        raise ModelError(
-            f"{path.name} takes pictures of {_sides(takes.size)} pixels, and not of {_sides(spec['size'])}"
-        )
     ask = _asking(session, takes, _output(session, path.name), path.name)
-    classes = BlackBox(ask, path.name)(torch.zeros(1, 3, spec["size"][1], spec["size"][0])).shape[1]
+    classes = BlackBox(ask, path.name)(torch.zeros(1, 3, *own["size"][::-1])).shape[1]
     names, named = _class_names(about, classes, given)
     found = (
         Finding("weights", f"{path.name}, sha256 {hashlib.sha256(content).hexdigest()[:16]}...", "the file"),
@@ -193,7 +188,15 @@ def _session(runtime: Any, content: bytes, name: str) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        # Not again on other terms where it fails, and not on terms that the file sets.
+        session = runtime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"], enable_fallback=0, read_config_from_model=0
+        )
+        meta = session.get_modelmeta()
+        # Names that are no text raise when they are read.
+        repr([meta.custom_metadata_map, meta.graph_name, meta.producer_name])
+        repr([(one.name, one.shape, one.type) for one in (*session.get_inputs(), *session.get_outputs())])
+        return session
     except Exception as error:  # its exceptions have no common parent
         raise ModelError(f"{name} can't be loaded by onnxruntime: {_plain(str(error), 300)}") from error
 
@@ -216,7 +219,7 @@ def _input(session: Any, name: str) -> _Input:
 def _output(session: Any, name: str) -> str:
     """The name of the output that holds the scores."""
     outputs = session.get_outputs()
-    tables = [one for one in outputs if "float" in one.type or "double" in one.type]
+    tables = [one for one in outputs if one.type in _TYPES and one.type != "tensor(uint8)"]
     if len(outputs) > 1:
         tables = [one for one in tables if _is_table(one.shape)]
     if len(tables) != 1:
@@ -236,21 +239,21 @@ def _preprocessing(takes: _Input, about: Mapping[str, str], given: Given, name: 
     parts = given.preprocess or {}
     if 0 in takes.size and "size" not in parts:
         raise ModelError(f"{name} takes pictures of any size; say which, such as preprocess={{'size': 224}}")
-    size = takes.size if 0 not in takes.size else parts["size"]
     if takes.kind is np.uint8:
         colours, origin = _UP_TO_255, "its input is whole numbers from 0 to 255"
     elif about.get("author") == "Ultralytics":
         colours, origin = _UP_TO_ONE, "as Ultralytics' classifiers take it"
     else:
         colours, origin = _IMAGENET, "what is usual for ImageNet"
-    side = size if isinstance(size, int) else min(size)
-    own: dict[str, Any] = {"size": size, "resize": side, "fit": "shorter", "interpolation": "bilinear", **colours}
-    if not isinstance(size, int) and len(set(size)) > 1:
-        own |= {"resize": tuple(size), "fit": "exact"}
-    _, spec = specified(own, parts)
-    whole = {"mean", "std"} <= set(parts)
-    where = "given" if whole else f"{origin}; the file says only the size" if 0 not in takes.size else origin
-    return own, Finding("preprocessing", shown(spec), where, guessed=not whole)
+    own: dict[str, Any] = {"size": (1, 1), "resize": 1, "fit": "shorter", "interpolation": "bilinear", **colours}
+    size = specified(own, {"size": takes.size} | dict(parts))[1]["size"]
+    if any(fixed not in (0, side) for fixed, side in zip(takes.size, size, strict=True)):
+        raise ModelError(f"{name} takes pictures of {_sides(takes.size)} pixels, and not of {_sides(size)}")
+    square = size[0] == size[1]
+    own |= {"size": size, "resize": size[0] if square else size, "fit": "shorter" if square else "exact"}
+    given_whole = {"mean", "std"} <= set(parts)
+    where = "given" if given_whole else f"{origin}; the file itself says at most the size"
+    return own, Finding("preprocessing", shown(specified(own, parts)[1]), where, guessed=not given_whole)
 
 
 def _asking(session: Any, takes: _Input, output: str, name: str) -> Callable[[Tensor], Tensor]:
@@ -260,7 +263,12 @@ def _asking(session: Any, takes: _Input, output: str, name: str) -> Callable[[Te
         count = len(pictures)
         if takes.batch and count < takes.batch:  # the network takes so many and no fewer
             pictures = np.concatenate([pictures, np.repeat(pictures[-1:], takes.batch - count, axis=0)])
-        (found,) = session.run([output], {takes.name: pictures})
+        try:
+            (found,) = session.run([output], {takes.name: pictures})
+        except Exception as error:
+            raise ModelError(
+                f"{name} fails on an input of shape {pictures.shape} ({pictures.dtype}): {_plain(str(error), 300)}"
+            ) from error
         return np.asarray(found)[:count]
 
     def ask(x: Tensor) -> Tensor:

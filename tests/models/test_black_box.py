@@ -305,6 +305,17 @@ def test_eight_threads_share_one_black_box(module: nn.Module) -> None:
     assert all(torch.equal(one, wanted) for one in found)
 
 
+def test_a_module_without_any_grid_is_explained_and_other_methods_say_why_not() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES))
+    adapter = sightline.adapt(flat, preprocess=PREPROCESS)
+    assert (adapter.black_box, adapter.layer) == (False, None)
+    found = sightline.explain(DEMO, adapter, method="occlusion")
+    assert (found.layer, found.raw.any()) == ("input", True)
+    assert found.trust().checks
+    with pytest.raises(LayerError, match="gives a grid"):
+        sightline.explain(DEMO, adapter)
+
+
 # ------------------------------------------------------------------------------------------------ the input as a layer
 
 

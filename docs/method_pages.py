@@ -23,6 +23,7 @@ COST = {
     "head": "one forward, and the part of the network behind the layer again",
     "input": "many forwards: the whole network again for every question",
     "model": "a few forwards and backwards through the whole network",
+    "scores": "many forwards, and nothing but their scores: works for any model, also for one that can't be looked into",
 }
 
 

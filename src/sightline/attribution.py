@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from sightline.engine.attention import WANTED, AttentionCapture, attend
-from sightline.engine.capture import Capture, check_input, finite_images, of_image, toward
+from sightline.engine.capture import Capture, check_input, finite_images, of_image, of_input, toward
 from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB, Progress, probe
 from sightline.engine.targets import Asked, TargetSpec, per_image
 from sightline.errors import LayerError, ModelError, NonFiniteError
-from sightline.methods.registry import ONE_PASS, WHOLE, Function, Method, check_options, find, run
-from sightline.models.adapter import Adapter, adapt, like_weights
+from sightline.methods.registry import (
+    ONE_PASS,
+    OUTSIDE,
+    WHOLE,
+    Function,
+    Method,
+    check_options,
+    check_possible,
+    default,
+    find,
+    run,
+)
+from sightline.models.adapter import INPUT, Adapter, adapt, like_weights
 from sightline.models.load import load_model
 from sightline.models.twin import submodule
 from sightline.models.view import View
 
-Model = str | nn.Module | Adapter
+Model = str | nn.Module | Adapter | Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +59,9 @@ class Origin:
 
 def attribute(
     x: Tensor | Capture,
-    model: nn.Module | Adapter,
+    model: nn.Module | Adapter | Callable[[Tensor], Any],
     *,
-    method: str | Function | Method = "grad-cam",
+    method: str | Function | Method | None = None,
     target: TargetSpec | Sequence[TargetSpec] | Tensor = None,
     layer: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -62,7 +73,7 @@ def attribute(
     Args:
         x: (B, C, H, W), on the model's device and of its type; or what `capture` returned, and then only the part of the
             model behind the layer is run.
-        model: a module or adapter; never changed.
+        model: a module, adapter or function (see `adapt`); never changed.
         method: as in `explain`.
         target: one for all images, or a list with exactly one an image; None is each image's predicted class.
         layer: as in `explain`; methods that look at the whole network (full-grad, refine-cam) make one map, whichever it is.
@@ -78,7 +89,8 @@ def attribute(
         NonFiniteError: NaN or infinity somewhere; its `maps` hold the other images' maps.
     """
     adapter = adapter_of(model)
-    chosen = find(method)
+    chosen = find(default(adapter) if method is None else method)
+    check_possible(chosen, adapter)
     if chosen.needs in WANTED and not isinstance(x, Capture):
         for name in layer_names(layer):
             if name is not None:
@@ -98,7 +110,7 @@ def attribute(
         seen = [x]
     else:
         check_input(x)
-        seen = run_once(adapter, x, layer_names(layer))
+        seen = run_once(adapter, x, layers_for([chosen], adapter, layer))
     asked = per_image(target, adapter, seen[0].output, len(seen[0].activations))
     captured = toward_all([chosen], seen, asked)
     (group,) = layer_groups(chosen, len(seen), fuse=True)
@@ -106,13 +118,13 @@ def attribute(
     return fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
 
 
-def capture(x: Tensor, model: nn.Module | Adapter, *, layer: str | None = None) -> Capture:
+def capture(x: Tensor, model: nn.Module | Adapter | Callable[[Tensor], Any], *, layer: str | None = None) -> Capture:
     """One pass, kept open: `attribute` then asks it for any class, margin or method at the price of the head alone.
 
     Args:
         x: (B, C, H, W).
-        model: a module or adapter; never changed.
-        layer: as in `explain`.
+        model: as in `attribute`.
+        layer: as in `explain`; "input" is x itself.
     """
     check_input(x)
     return run_once(adapter_of(model), x, [layer])[0]
@@ -149,6 +161,7 @@ def map_of(
 
     What the method has to say comes into `notes`, and the layers it looked at, where it chose some, into `where`.
     """
+    captured = shown_to(method, captured)
     if method.needs in WANTED:
         seen = attend(adapter, captured.input, method.needs, lambda _: asked)
         maps = run(method, seen, options)
@@ -184,6 +197,18 @@ def layer_groups(method: Method, layers: int, fuse: bool) -> list[list[int]]:
     if method.needs in WHOLE:
         return [[0]]  # looks at the whole network, whichever layer it starts from
     return [list(range(layers))] if fuse else [[index] for index in range(layers)]
+
+
+def layers_for(methods: Sequence[Method], adapter: Adapter, layer: str | Sequence[str] | None) -> list[str | None]:
+    """Names of the layers to capture; for methods that look at none, none has to be found."""
+    if layer is None and adapter.layer is None and all(one.needs in OUTSIDE for one in methods):
+        return [INPUT]
+    return layer_names(layer)
+
+
+def shown_to(method: Method, captured: Capture) -> Capture:
+    """What a method gets to see of a capture: the input, where it looks at no layer."""
+    return of_input(captured) if method.needs in OUTSIDE else captured
 
 
 def fused(method: Method, captures: Sequence[Capture], maps: Sequence[Tensor]) -> Tensor:

@@ -19,8 +19,10 @@ from sightline.attribution import (
     input_of,
     layer_groups,
     layer_names,
+    layers_for,
     map_of,
     rectified,
+    shown_to,
     toward_all,
 )
 from sightline.concept import Concepts, Evoked
@@ -33,8 +35,19 @@ from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError
 from sightline.heatmap import ALL_LAYERS, Heatmap, Prediction, share_scale
 from sightline.methods.factorise import factorise
 from sightline.methods.notices import floor, notices, same_map
-from sightline.methods.registry import WHOLE, Function, Method, check_options, find, one_pass
-from sightline.models.adapter import Adapter
+from sightline.methods.registry import (
+    OUTSIDE,
+    WHOLE,
+    Function,
+    Method,
+    check_options,
+    check_possible,
+    default,
+    find,
+    one_pass,
+    possible,
+)
+from sightline.models.adapter import INPUT, Adapter, no_layers
 from sightline.models.layers import NOT_ALL, sweep
 from sightline.models.view import View
 from sightline.render.panel import percent
@@ -66,7 +79,7 @@ def explain(
     image: Source | Look,
     model: Model = "bundled",
     *,
-    method: str | Function | Method = "grad-cam",
+    method: str | Function | Method | None = None,
     target: TargetSpec = None,
     layer: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -77,8 +90,9 @@ def explain(
 
     Args:
         image: path, bytes, PIL image, or array (H, W, 3); or what `look` returned, and then no model and layer.
-        model: from `load_model` or `adapt`, or a name (loaded anew at each call).
-        method: a name (`sightline methods`), a function from `Capture` to a map (1, h, w), or what `combine` returns.
+        model: from `load_model` or `adapt`, or what these take (and then anew at each call).
+        method: a name (`sightline methods`), a function from `Capture` to a map (1, h, w), or what `combine` returns. When left
+            out grad-cam, and for a black box occlusion.
         target: class index, class name or a unique part of it, a function from logits (B, K) to scores (B,), or None for
             the predicted class.
         layer: a layer's name; several are fused into one map, by the method's own rule; the adapter's own when left out.
@@ -106,7 +120,7 @@ def compare(
     image: Source | Look,
     model: Model = "bundled",
     *,
-    methods: Sequence[str | Function | Method] | None = None,
+    methods: Sequence[str | Function | Method | None] | None = None,
     targets: Sequence[TargetSpec] = (None,),
     layer: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -120,7 +134,8 @@ def compare(
     Args:
         image: as in `explain`.
         model: as in `explain`.
-        methods: names or functions; every registered method of one pass when left out, for several layers grad-cam alone.
+        methods: names or functions, None for the default of `explain`; every registered method of one pass when left out, for
+            several layers grad-cam alone, for a black box all that can be asked of it.
         targets: several targets for this one photograph, each as in `explain`.
         layer: one or several names; "all" for a sweep through the network.
         options: given to every method that has them.
@@ -134,12 +149,19 @@ def compare(
     """
     if not isinstance(targets, list | tuple) or isinstance(methods, str):
         raise ModelError("methods and targets of compare are lists, such as ['grad-cam'] and ['tabby', None]")
-    several_layers = layer == "all" or (isinstance(layer, list | tuple) and len(layer) > 1)
-    default = ["grad-cam"] if several_layers and not fuse else one_pass()
-    chosen = [find(name) for name in (default if methods is None else methods)]
+    for name in methods or ():
+        if name is not None:
+            find(name)  # what doesn't exist is said before a model is loaded
+    adapter = image.adapter if isinstance(image, Look) else adapter_of(model)
+    if methods is None:
+        several_layers = layer == "all" or (isinstance(layer, list | tuple) and len(layer) > 1)
+        single = several_layers and not fuse and not adapter.black_box
+        methods = possible(adapter) if adapter.black_box else [None] if single else one_pass()
+    chosen = [find(default(adapter) if name is None else name) for name in methods]
     if not chosen or not targets:
         raise ModelError("nothing to compare: give at least one method and one target")
     check_options(chosen, options or {})
+    chosen, left_out = _possible(chosen, adapter)
     if layer == "all" and fuse:
         raise LayerError("a sweep over all layers is for compare, side by side; name the layers to fuse")
     if isinstance(image, Look):
@@ -147,17 +169,18 @@ def compare(
             raise ModelError("what `look` returned has its model and layers; leave model and layer out")
         looked = image
     else:
-        looked = look(image, model, layer=layer)
-    adapter, seen = looked.adapter, looked.captures
+        names = layers_for(chosen, adapter, layer)
+        looked = look(image, adapter, layer=INPUT if names == [INPUT] else layer)
+        looked = dataclasses.replace(looked, named=layer is not None)
+    seen = looked.captures
     asked = [per_image(target, adapter, seen[0].output, 1) for target in targets]
     captures = [toward_all(chosen, seen, one) for one in asked]
     found: list[Heatmap] = []
-    left_out: list[str] = []
     for one in chosen:
         taken = {name: value for name, value in (options or {}).items() if name in one.options}
         for group in layer_groups(one, len(seen), fuse):
             for of_target, target in zip(captures, asked, strict=True):
-                here = [of_target[index] for index in group]
+                here = [shown_to(one, of_target[index]) for index in group]
                 notes: list[str] = []
                 where: list[str] = []
                 try:
@@ -172,8 +195,8 @@ def compare(
                     continue
                 if one.needs in WHOLE and looked.named:
                     notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
-                names = tuple(seen.layer for seen in here)
-                origin = Origin(adapter, one, target[0], seen[0].input.cpu(), names, taken, memory_mb)
+                layers = tuple(seen[index].layer for index in group)
+                origin = Origin(adapter, one, target[0], seen[0].input.cpu(), layers, taken, memory_mb)
                 found.append(_heatmap(origin, looked, here, maps, notes, where))
     if not found:
         raise MethodError("; ".join(left_out))
@@ -191,6 +214,8 @@ def look(image: Source, model: Model = "bundled", *, layer: str | Sequence[str] 
         layer: as in `compare`.
     """
     adapter = adapter_of(model)
+    if layer == "all" and adapter.black_box:
+        raise LayerError(no_layers(adapter))
     photo, meta = read_image(image)
     x, view = input_of(adapter, photo)
     seen = run_once(
@@ -222,6 +247,8 @@ def concepts(
         seed: of the factorisation's start.
     """
     looked = look(image, model, layer=None if layer is None else [layer])
+    if looked.adapter.black_box:
+        raise LayerError(no_layers(looked.adapter))
     adapter, view, (seen,) = looked.adapter, looked.view, looked.captures
     table(seen.output)
     for stage, free in seen.finite:
@@ -253,6 +280,15 @@ def concepts(
         provenance=adapter.provenance,
         warnings=(*said, *looked.meta["notes"]),
     )
+
+
+def _possible(chosen: Sequence[Method], adapter: Adapter) -> tuple[list[Method], list[str]]:
+    """Those that can be asked of this model, and a sentence about the others; an error where there is none."""
+    found = [one for one in chosen if not adapter.black_box or one.needs in OUTSIDE]
+    if not found:
+        check_possible(chosen[0], adapter)
+    others = ", ".join(one.name for one in chosen if one not in found)
+    return found, [f"left out, because {adapter.name} is a black box without layers: {others}"] if others else []
 
 
 def _predictions(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Prediction, ...]:
@@ -300,6 +336,7 @@ def _heatmap(
     whole = method.needs in WHOLE
     chosen = len(captures) == 1 and captured.layer == adapter.layer
     said += _about_sight(adapter, view, "" if whole else captured.layer)
+    outside = method.needs in OUTSIDE
     return Heatmap(
         raw=raw.numpy(),
         signed_raw=signed.numpy(),
@@ -315,9 +352,13 @@ def _heatmap(
         index=asked.index,
         score=score,
         probability=chance,
-        layer=ALL_LAYERS if whole and not where else " + ".join(where or [one.layer for one in captures]),
+        layer=ALL_LAYERS
+        if whole and not where and not outside
+        else " + ".join(where or [one.layer for one in captures]),
         layer_reason="asked for"
         if where
+        else f"{method.name} asks for scores of pictures alone"
+        if outside
         else f"{method.name} looks at the whole network"
         if whole
         else adapter.layer_reason

@@ -21,6 +21,7 @@ from sightline.errors import MetricError, ModelError, OutputError
 from sightline.metrics.case import case
 from sightline.metrics.measure import Settings, as_mask, asked_again, check_metrics, run_metrics
 from sightline.metrics.registry import Measured
+from sightline.models.adapter import INPUT
 from sightline.models.view import View
 from sightline.render.overlay import Values, hatch, heat, overlay
 from sightline.render.panel import Key, Tile, fitted, percent, sheet
@@ -133,7 +134,8 @@ class Heatmap:
 
     def where(self) -> str:
         """The layer or layers, in words."""
-        return self.layer if self.layer == ALL_LAYERS else f"layer {self.layer}"
+        words = {ALL_LAYERS: ALL_LAYERS, INPUT: "the input"}
+        return words.get(self.layer, f"layer {self.layer}")
 
     def caption(self) -> str:
         """Method, layer, grid and model, in one line."""

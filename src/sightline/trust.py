@@ -31,6 +31,7 @@ from sightline.metrics.maps import centred_map, enlarged, likeness, random_map
 from sightline.metrics.measure import asked_again
 from sightline.metrics.randomisation import other_classes, parameter_randomisation
 from sightline.metrics.registry import Array, Curve, Measured, find_metric, run_metric
+from sightline.models.adapter import INPUT
 from sightline.render.panel import Tile, percent, sheet
 from sightline.render.plots import Line, curves
 
@@ -284,9 +285,10 @@ def check(
     found_curves = _faithfulness(about, shown, plan, seed)
     classes = _classes(one, about, explain, origin, signed, plan.classes, seed) if cheap else {}
     agreement = _agreement(about, origin, signed, plan)
-    if cheap:
+    black_box = origin.adapter.black_box
+    if cheap and not black_box:
         told(1)  # which layers run, and when
-    cascade = _cascade(signed, about, explain, plan, seed) if cheap else None
+    cascade = _cascade(signed, about, explain, plan, seed) if cheap or black_box else None
     measured = {name: Measured(name, each[THIS].value, curve=each[THIS]) for name, each in found_curves.items()}
     if isinstance(cascade, Curve):
         measured["parameter-randomisation"] = Measured("parameter-randomisation", cascade.value, curve=cascade)
@@ -382,9 +384,12 @@ def _hidden(about: Asking, heat: Array, parts: int) -> tuple[Array, Array]:
 def _agreement(about: Asking, origin: Origin, signed: Array, plan: Plan) -> dict[str, float | None]:
     """Correlations with what other kinds of methods say; what is the same map is no witness and left out."""
     size = (about.x.shape[2], about.x.shape[3])
-    found = {OCCLUSION: _correlation(*_hidden(about, enlarged(signed, size), plan.parts))}
+    found: dict[str, float | None] = {}
+    if origin.method.name != "occlusion":  # which asks the same
+        found[OCCLUSION] = _correlation(*_hidden(about, enlarged(signed, size), plan.parts))
     heard = [signed]
-    for name in (*_WITNESSES, *(_MORE_WITNESSES if plan.full else ())):
+    named = (*_WITNESSES, *(_MORE_WITNESSES if plan.full else ()))
+    for name in named if about.seen.layer != INPUT else ():  # they look at layers
         if name == origin.method.name:
             continue
         other = dataclasses.replace(origin, method=find(name), options={}, layers=origin.layers[-1:])
@@ -400,6 +405,8 @@ def _same(one: Array, other: Array) -> bool:
 
 
 def _cascade(signed: Array, about: Asking, explain: Explain, plan: Plan, seed: int) -> Curve | str:
+    if about.adapter.black_box:
+        return f"{about.adapter.name} is a black box: its weights can't be made random"
     try:
         return parameter_randomisation(
             signed, about.x, explain, about.adapter.module, depths=plan.depths, draws=plan.draws, seed=seed

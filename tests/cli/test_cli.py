@@ -758,6 +758,7 @@ def test_the_options_that_methods_lists_can_be_typed(cli: Run, photo: Path) -> N
         if one.needs in (
             "input",
             "model",
+            "scores",
             *WANTED,
         ):  # slow, or not for this model; their options are read like the others'
             continue

@@ -26,6 +26,7 @@ from conftest import (
 from oracles import ORACLES
 from oracles_attention import ATTENTION_ORACLES
 from oracles_more import MORE_ORACLES
+from oracles_perturbation import PERTURBATION_ORACLES
 from sightline.errors import MethodError, TargetError
 
 REGISTRY = sightline.list_methods()
@@ -63,7 +64,7 @@ def _activations(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def test_every_method_has_an_oracle() -> None:
-    assert set(REGISTRY) == set(ORACLES) | set(MORE_ORACLES) | set(ATTENTION_ORACLES)
+    assert set(REGISTRY) == set(ORACLES) | set(MORE_ORACLES) | set(ATTENTION_ORACLES) | set(PERTURBATION_ORACLES)
 
 
 # --------------------------------------------------------------------------------------------------------- shape, type

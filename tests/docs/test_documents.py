@@ -79,8 +79,8 @@ def test_the_table_of_metrics_is_the_registrys() -> None:
     assert made["table"]() in page, "run: python docs/metric_pages.py"
 
 
-@pytest.mark.parametrize("page", ["metrics.md", "trust.md", "evaluation.md"])
-def test_python_in_the_pages_about_judging_runs(folder: Path, page: str) -> None:
+@pytest.mark.parametrize("page", ["metrics.md", "trust.md", "evaluation.md", "black-boxes.md"])
+def test_python_in_the_pages_runs(folder: Path, page: str) -> None:
     # In a process of its own: a page may register a metric.
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))

@@ -15,6 +15,7 @@ from conftest import seeded
 from sightline.errors import LayerError, ModelError
 from sightline.models.adapter import Adapter
 from sightline.models.grids import grid_of
+from sightline.models.given import Given
 from sightline.models.layers import NOT_ALL, candidates, choose
 from sightline.models.load import build, load_model, sample_input
 from sightline.models.outputs import only_grid
@@ -54,7 +55,7 @@ TOKENS = {
 @cache
 def built(name: str) -> tuple[Adapter, Tensor]:
     torch.manual_seed(0)
-    adapter = build(name, random_weights=name != "bundled")
+    adapter = build(name, Given(random_weights=name != "bundled"))
     adapter.module.eval()
     return adapter, sample_input(adapter)
 

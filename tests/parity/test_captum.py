@@ -99,3 +99,24 @@ def test_the_peer_draws_squares_where_ours_is_bilinear_on_the_photograph() -> No
     assert_close(torch.from_numpy(heatmap.values), definition, 1e-5)
     assert torch.equal(theirs, raw[0].repeat_interleave(2, 0).repeat_interleave(2, 1)), "squares"
     assert (theirs - definition).abs().max() > 0.1 * definition.max()
+
+
+@pytest.mark.agrees("captum", "occlusion", note="laid out on pixels; to 1e-6")
+@pytest.mark.parametrize(("patch", "stride"), [(8, 4), (8, 8), (7, 3), (5, 5), (10, 4)])
+@pytest.mark.parametrize("size", [(32, 32), (31, 37), (28, 20)])
+def test_maps_of_covered_squares_are_the_peers(size: tuple[int, int], patch: int, stride: int) -> None:
+    model, x = seeded(Plain), torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    found = sightline.attribute(
+        x, model, method="occlusion", target=[1, 2], options={"patch": patch, "stride": stride, "baseline": 0.25}
+    )
+    theirs = attr.Occlusion(model.double()).attribute(
+        x.double(),
+        target=torch.tensor([1, 2]),
+        sliding_window_shapes=(3, patch, patch),
+        strides=(3, stride, stride),
+        baselines=0.25,
+    )
+    rows, columns = size[0] // found.shape[1], size[1] // found.shape[2]
+    by_pixel = found.repeat_interleave(rows, 1).repeat_interleave(columns, 2)
+    assert theirs.abs().max() > 1e-3
+    assert float((by_pixel - theirs[:, 0]).abs().max()) <= 1e-6

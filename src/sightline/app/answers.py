@@ -23,7 +23,7 @@ from sightline.engine.targets import resolve, table
 from sightline.errors import ImageError, ModelError, SightlineError, TargetError
 from sightline.flow import Look, compare, look
 from sightline.heatmap import Heatmap, cautions, save, share_scale, viewer
-from sightline.methods.registry import ONE_PASS, list_methods
+from sightline.methods.registry import ONE_PASS, default, find
 from sightline.models.adapter import Adapter
 from sightline.models.layers import candidates
 from sightline.trust import TrustCard
@@ -42,7 +42,7 @@ class Question:
         model: by its offered name; `second` the other one.
         target: the class, as `class_names` shows it; None is the prediction.
         beside: another class to show next to it.
-        method: how; `methods` several.
+        method: how, empty for the model's default; `methods` several.
         layer: where; None is the model's own.
     """
 
@@ -52,7 +52,7 @@ class Question:
     second: str = ""
     target: str | None = None
     beside: str | None = None
-    method: str = "grad-cam"
+    method: str = ""
     methods: tuple[str, ...] = ()
     layer: str | None = None
 
@@ -186,6 +186,8 @@ def class_names(looked: Look) -> list[str]:
 def layer_names(offer: Offer, model: str, looked: Look) -> list[str]:
     """Layers that a map can be made at, the input's first; the same for all pictures of one input size."""
     adapter, x = looked.adapter, looked.captures[0].input
+    if adapter.black_box:
+        return []
     key = (model, tuple(x.shape))
     with offer.lock:
         if key not in offer.layers:
@@ -275,9 +277,9 @@ def _one(offer: Offer, question: Question, progress: Progress) -> Answer:
     targets = [_index(looked, question.target)]
     if question.beside:
         targets.append(_index(looked, question.beside))
-    maps = compare(looked, methods=[question.method], targets=targets, progress=progress)
+    maps = compare(looked, methods=[question.method or None], targets=targets, progress=progress)
     first = maps[0]
-    if not list_methods()[question.method].class_specific:
+    if not find(first.method).class_specific:
         sentence = f"Bright places are those that {first.where()} responds to most, whichever class is asked for."
     else:
         bright = "Red places raised it, blue ones lowered it" if first.signed else "Bright places raised it"
@@ -298,15 +300,16 @@ def _methods(offer: Offer, question: Question, progress: Progress) -> Answer:
 
 
 def _layers(offer: Offer, question: Question, progress: Progress) -> Answer:
-    if list_methods()[question.method].needs not in ONE_PASS:
+    method = find(question.method or default(offer.adapter(question.model)))
+    if method.needs not in ONE_PASS:
         raise SightlineError(
-            f"{question.method} runs the network many times, too long for all layers; choose another method here"
+            f"{method.name} runs the network many times, too long for all layers; choose another method here"
         )
     looked = look_at(offer, question.model, question.picture, "all")
-    maps = compare(looked, methods=[question.method], targets=[_index(looked, question.target)])
+    maps = compare(looked, methods=[method], targets=[_index(looked, question.target)])
     return _answer(
         maps,
-        f"{maps[0].label!r} by {question.method} at {len(maps)} layers, from the input to the output. "
+        f"{maps[0].label!r} by {method.name} at {len(maps)} layers, from the input to the output. "
         "How much the map moves is itself a finding.",
     )
 
@@ -315,13 +318,14 @@ def _models(offer: Offer, question: Question, progress: Progress) -> Answer:
     if not question.second:
         raise SightlineError("choose a second model; this server offers " + ", ".join(offer.models))
     looked = look_at(offer, question.model, question.picture)
-    (first,) = compare(looked, methods=[question.method], targets=[_index(looked, question.target)], progress=progress)
+    methods = [question.method or None]
+    (first,) = compare(looked, methods=methods, targets=[_index(looked, question.target)], progress=progress)
     other = look_at(offer, question.second, question.picture)
     try:
-        (second,) = compare(other, methods=[question.method], targets=[first.label], progress=progress)
+        (second,) = compare(other, methods=methods, targets=[first.label], progress=progress)
         sentence = f"{first.label!r} by two models. Each has its own scale: scores of different models do not compare."
     except TargetError:
-        (second,) = compare(other, methods=[question.method], progress=progress)
+        (second,) = compare(other, methods=methods, progress=progress)
         sentence = (
             f"The second model knows no {first.label!r}; its own answer is shown instead. Each has its own scale."
         )

@@ -27,7 +27,7 @@ from sightline.app.answers import (
 from sightline.bundle import png
 from sightline.engine.probe import Progress
 from sightline.errors import SightlineError
-from sightline.methods.registry import ONE_PASS, list_methods, one_pass
+from sightline.methods.registry import ONE_PASS, default, list_methods, one_pass
 from sightline.render.viewer import script, style_sheet
 
 CHOSEN = "chosen by itself"
@@ -223,7 +223,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                     verdict = gr.Textbox(label="Verdict", lines=3, interactive=False, elem_id="verdict")
                     card = gr.HTML(value=None, html_template=CARD, apply_default_css=False, elem_id="card")
                 with gr.Accordion("Method and layer", open=False):
-                    method = gr.Dropdown(methods, value="grad-cam", label="Method", elem_id="method")
+                    method = gr.Dropdown(methods, value=default(offer.adapter("")), label="Method", elem_id="method")
                     layer = gr.Dropdown([CHOSEN], value=CHOSEN, label="Layer", allow_custom_value=True, elem_id="layer")
                 with gr.Accordion("The same in Python", open=False):
                     code = gr.Code(language="python", show_label=False, interactive=False, elem_id="python")
@@ -281,7 +281,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             Args:
                 picture: an uploaded picture (JPEG, PNG, WebP, BMP, GIF or TIFF).
                 class_name: name, a unique part of one, or number; empty for what the model says.
-                method: such as grad-cam or hires-cam; empty for grad-cam.
+                method: such as grad-cam or hires-cam; empty for grad-cam, of a black box occlusion.
                 model: one of those this server offers; empty for the first.
 
             Returns:
@@ -293,9 +293,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             if not all(isinstance(one, str) for one in (class_name or "", method or "", model or "")):
                 raise gr.Error("class_name, method and model are texts", print_exception=False)
             try:
-                question = Question(
-                    picture, model=model or models[0], target=class_name or None, method=method or "grad-cam"
-                )
+                question = Question(picture, model=model or models[0], target=class_name or None, method=method or "")
                 (found,) = ask(offer, question).maps
                 looked = look_at(offer, question.model, picture)
             except SightlineError as error:
@@ -314,7 +312,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             [
                 pictures(label="picture", **hidden),
                 gr.Textbox(label="class_name", **hidden),
-                gr.Textbox(label="method", value="grad-cam", **hidden),
+                gr.Textbox(label="method", value="", **hidden),
                 gr.Textbox(label="model", **hidden),
             ],
             gr.JSON(label="answer", **hidden),

@@ -23,7 +23,7 @@ def write_bundles(
     photos: Sequence[str],
     *,
     model: Chosen,
-    methods: Sequence[str] | None,
+    methods: Sequence[str | None] | None,
     targets: Sequence[str],
     layers: Sequence[str],
     fuse: bool,
@@ -76,18 +76,21 @@ def write_bundles(
             from sightline.heatmap import save
             from sightline.methods import list_methods
             from sightline.methods.combine import combine
-            from sightline.methods.registry import check_options, find, one_pass
+            from sightline.methods.registry import check_options, default, find, one_pass, possible
 
             names = list(list_methods()) if list(methods or ()) == ["all"] else methods
-            chosen = None if names is None else [find(name) for name in names]
-            everything = [find(name) for name in one_pass()]
-            check_options(chosen or everything, given)
-            if over is not None:
-                chosen = [combine(one, over, **settings) for one in chosen or everything]
+            named = [find(name) for name in names or () if name is not None]
+            if named:  # else said once it is known what the model can be asked
+                check_options(named, given)
             asked: list[Any] = list(targets) or [None]
             if contrast is not None:
                 asked = [margin(one, contrast) for one in asked]
             adapter = model.load(for_layer=layers)
+            chosen = None if names is None else [find(name or default(adapter)) for name in names]
+            everything = [find(name) for name in (possible(adapter) if adapter.black_box else one_pass())]
+            check_options(chosen or everything, given)
+            if over is not None:
+                chosen = [combine(one, over, **settings) for one in chosen or everything]
         for place in places:  # before the first picture, but after what was asked for is known to make sense
             check_free(place, force)
         with _progress(len(images)) as (step, within):

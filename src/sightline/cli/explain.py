@@ -71,7 +71,8 @@ def run(
     model: Chosen,
     target: Targets = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="See: sightline methods. [default: grad-cam]")
+        list[str] | None,
+        typer.Option("--method", help="See: sightline methods. [default: grad-cam, of a black box occlusion]"),
     ] = None,
     layer: LayerNames = None,
     contrast: Contrast = None,
@@ -100,7 +101,7 @@ def run(
     write_bundles(
         photos,
         model=model,
-        methods=method or ["grad-cam"],
+        methods=method or [None],
         targets=target or [],
         layers=layer or [],
         fuse=True,

@@ -22,10 +22,13 @@ def run(
 ) -> None:
     """List the layers that give a grid, with their sizes, and the default one with its reason."""
     with waiting("running the model once"):
+        from sightline.models.adapter import no_layers
         from sightline.models.layers import candidates, choose
         from sightline.models.load import sample_input
 
         adapter = model.called(named).built()
+        if adapter.black_box:
+            raise LayerError(no_layers(adapter))
         module, x = adapter.module.eval(), sample_input(adapter)
         found = candidates(module, x, adapter.logits)
         try:

@@ -19,13 +19,14 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from sightline.engine.lean import lean
 from sightline.engine.targets import Asked, score_of
 from sightline.errors import LayerError, ModelError, SightlineError, TargetError
-from sightline.models.adapter import Adapter
+from sightline.models.adapter import INPUT, Adapter, no_layers
 from sightline.models.grids import Layout
 from sightline.models.layers import choose, layout
 from sightline.models.outputs import only_grid, tensors_of, with_grid
 from sightline.models.twin import isolated, submodule, twin
 
 Joint = Tensor | GradientEdge
+_OF_INPUT, _OF_SCORE = "the input", "the score"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,8 @@ class _View(Exception):
 def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,)) -> list[Capture]:
     """Runs the model once on x (B, C, H, W) and keeps what the layers said; None is the adapter's own layer.
 
+    The layer "input" is x itself, unless the model has one of that name. Of a black box there is no other, and no gradient.
+
     Works inside the caller's `no_grad`, `inference_mode` and autocast (which is off meanwhile), with frozen parameters,
     and leaves the model as it is.
 
@@ -82,7 +85,9 @@ def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,))
             seen, output, x = _forward(adapter, x.detach(), names, trunk_graph=False)
         except _View:
             seen, output, x = _forward(adapter, x.detach(), names, trunk_graph=True)
-        if not any(joint.requires_grad for joint in tensors_of(output)):
+        if not any(_is_input(adapter, name) for name in names) and not any(
+            joint.requires_grad for joint in tensors_of(output)
+        ):
             # The model switches gradients off in a part of itself (a frozen backbone): begin outside of that.
             seen, output, x = _forward(adapter, x, names, trunk_graph=True)
     return [_captured(adapter, name, seen, output, x) for name in names]
@@ -103,7 +108,7 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked], gradients: bool 
     with isolated(captures[0].activations), torch.enable_grad():
         scores = score_of(asked, captures[0].output, batch)
         if not gradients:
-            said = ("the score", finite_images(scores))
+            said = (_OF_SCORE, finite_images(scores))
             _check_read(captures, joints, scores)
             return [
                 dataclasses.replace(one, scores=scores.detach(), finite=(*one.finite, said), latest={})
@@ -132,7 +137,7 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked], gradients: bool 
         gradient = _of_places(one, gradient.detach())
         finite = (
             *one.finite,
-            ("the score", finite_images(scores)),
+            (_OF_SCORE, finite_images(scores)),
             (f"the gradients at layer {one.layer!r}", finite_images(gradient)),
         )
         answer = dataclasses.replace(one, gradients=gradient, scores=scores.detach(), finite=finite, latest={})
@@ -169,6 +174,24 @@ def _check_read(captures: Sequence[Capture], joints: Sequence[Any], scores: Tens
             _of_places(one, gradient)
 
 
+def of_input(one: Capture) -> Capture:
+    """The same pass, looked at from the input: for methods that look at no layer."""
+    if one.activations is one.input:
+        return one
+    finite = tuple((stage, free) for stage, free in one.finite if stage in (_OF_INPUT, _OF_SCORE))
+    return dataclasses.replace(
+        one,
+        layer=INPUT,
+        activations=one.input,
+        gradients=None,
+        layout=None,
+        joint=None,
+        finite=finite,
+        place=0,
+        latest={},
+    )
+
+
 def of_image(one: Capture, image: int) -> Capture:
     """The capture of one image of the batch; its graph goes with it only when the batch is that image."""
     if len(one.activations) == 1:
@@ -203,16 +226,26 @@ def _default_layer(adapter: Adapter, x: Tensor) -> str:
     return choose(adapter.module, x[:1], adapter.logits, adapter.grid)[0]
 
 
+def _is_input(adapter: Adapter, name: str) -> bool:
+    """Whether the name stands for the input itself, and for no layer of the model's own."""
+    return name == INPUT and adapter.module._modules.get(INPUT) is None
+
+
 def _forward(
     adapter: Adapter, x: Tensor, names: Sequence[str], trunk_graph: bool
 ) -> tuple[dict[str, tuple[Tensor, Joint]], Any, Tensor]:
     for name in names:
+        if adapter.black_box and name != INPUT:
+            raise LayerError(no_layers(adapter))
         if name in adapter.folded:
             raise LayerError(
                 f"the output of layer {name!r} is gone: its batch norm was folded into it. Ask for the norm's layer, "
                 f"or load with sightline.load_model({adapter.name!r}, for_layer={name!r})"
             )
     seen: dict[str, tuple[Tensor, Joint]] = {}
+    whole = any(_is_input(adapter, name) for name in names)
+    trunk_graph = trunk_graph or whole
+    names = [name for name in names if not _is_input(adapter, name)]
     calls: dict[str, int] = dict.fromkeys(names, 0)
 
     def tap(name: str) -> Callable[[Any, Any, Any], Any]:
@@ -250,7 +283,11 @@ def _forward(
     written = _versions(adapter.module)
     with torch.set_grad_enabled(trunk_graph):
         # With all parameters frozen, the graph has nothing but the input to begin at.
-        output = fed(adapter, stand_in, given.requires_grad_().clone() if trunk_graph else given)
+        if trunk_graph:
+            given.requires_grad_()
+        if whole:
+            seen[INPUT] = (given.detach(), given)
+        output = fed(adapter, stand_in, given.clone() if trunk_graph else given)
     if _versions(adapter.module) != written:
         raise ModelError(
             f"the forward of {adapter.name} reaches its modules past the stand-in, through something global, and in training "
@@ -290,11 +327,13 @@ def _versions(module: Any) -> list[int]:
 
 def _captured(adapter: Adapter, name: str, seen: dict[str, tuple[Tensor, Joint]], output: Any, x: Tensor) -> Capture:
     values, joint = seen.get(name, (None, None))
+    if _is_input(adapter, name):
+        return Capture(name, x, x, output, joint=joint, finite=((_OF_INPUT, finite_images(x)),), module=adapter.module)
     form = layout(adapter.module, x, name, values, adapter.logits, adapter.grid) if values is not None else None
     if values is None or form is None:
         raise LayerError(_no_grid(adapter, name, values, x))
     values = form.to_grid(values)
-    finite = (("the input", finite_images(x)), (f"the activations of layer {name!r}", finite_images(values)))
+    finite = ((_OF_INPUT, finite_images(x)), (f"the activations of layer {name!r}", finite_images(values)))
     place = list(seen).index(name)
     return Capture(name, x, values, output, layout=form, joint=joint, finite=finite, module=adapter.module, place=place)
 

@@ -25,9 +25,11 @@ from sightline.metrics.localisation import Mask
 from sightline.metrics.maps import centred_map, enlarged, random_map
 from sightline.metrics.measure import Settings
 from sightline.metrics.registry import Array, Measured, Metric, find_metric, run_metric
-from sightline.models.adapter import Adapter
+from sightline.models.adapter import INPUT, Adapter
 
 RANDOM, CENTRE, TRUTH = "random map", "centred blob", "the mask itself"
+# Along each side of a random map, where no layer says how many.
+_CELLS = 14
 REFERENCES = (RANDOM, CENTRE, TRUTH)
 BOARDS = ("grid-pointing-game", "di-full")
 _FAILURES = (ModelError, LayerError, MethodError, NonFiniteError, TargetError, MetricError)
@@ -122,6 +124,8 @@ def _mask(item: Item, looked: Look) -> tuple[Mask | None, str]:
 def _references(about: Asking, mask: Mask | None, looked: Look, seed: int) -> dict[str, Case]:
     """Maps that know nothing of the model, and where there is a mask that which knows all of the object."""
     _, _, h, w = about.seen.activations.shape
+    if about.seen.layer == INPUT:
+        h, w = min(h, _CELLS), min(w, _CELLS)
     size = (about.x.shape[2], about.x.shape[3])
     grids = {RANDOM: random_map((h, w), seed), CENTRE: centred_map(size)}
     found = {}

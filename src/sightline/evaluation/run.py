@@ -29,7 +29,7 @@ from sightline.evaluation.items import PREDICTIONS, Item, find_items
 from sightline.evaluation.journal import Journal, opened
 from sightline.evaluation.picture import BOARDS, Ask, measured_board, measured_picture
 from sightline.evaluation.tables import Evaluation, write_tables
-from sightline.methods.registry import Function, Method, check_options, find
+from sightline.methods.registry import Function, Method, check_options, check_possible, find
 from sightline.metrics.boards import draw_boards
 from sightline.metrics.measure import Settings, check_metrics
 from sightline.metrics.registry import Metric
@@ -105,6 +105,8 @@ def evaluate(
     chosen = tuple(find(name) for name in methods)
     if not chosen:
         raise MethodError("nothing to compare: give at least one method")
+    for one in chosen:
+        check_possible(one, adapter)
     if len({one.name for one in chosen}) < len(chosen):
         raise MethodError("a method is named twice; name each once")
     for name, given in (options or {}).items():

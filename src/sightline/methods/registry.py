@@ -17,13 +17,24 @@ from sightline.engine.attention import WANTED, AttentionCapture
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.errors import MethodError, SightlineError, did_you_mean
+from sightline.models.adapter import Adapter
 
 Needs = Literal[
-    "activations", "gradients", "attention", "attention-gradients", "block-gradients", "head", "input", "model"
+    "activations",
+    "gradients",
+    "attention",
+    "attention-gradients",
+    "block-gradients",
+    "head",
+    "input",
+    "model",
+    "scores",
 ]
 ONE_PASS: tuple[Needs, ...] = ("activations", "gradients")
+# Those that look at the picture and its scores alone: all that a black box has.
+OUTSIDE: tuple[Needs, ...] = ("scores",)
 # Those that look at the whole network, and at no layer of it.
-WHOLE: tuple[Needs, ...] = (*WANTED, "model")
+WHOLE: tuple[Needs, ...] = (*WANTED, "model", *OUTSIDE)
 Function = Callable[..., Tensor]
 
 
@@ -55,7 +66,7 @@ class Method:
         function: `Capture` (and `Probe`, if it asks again) -> map (B, h, w), before any rectification.
         needs: what it costs: "activations" < "gradients" < "head" < "input" < "model". Up to "gradients" one pass serves
             all methods and targets together. "attention", "attention-gradients" and "block-gradients" take an `AttentionCapture`
-            from a pass of their own.
+            from a pass of their own. "scores" asks for scores of pictures alone, and takes the capture of the input.
         signed: negative values are part of the result; otherwise they are set to 0 as the paper does.
         class_specific: whether another target gives another map.
         unit: "score" when values are in units of the target's score and can be compared between methods; "own" when not.
@@ -153,6 +164,25 @@ def one_pass() -> list[str]:
     return [one.name for one in list_methods().values() if one.needs in ONE_PASS]
 
 
+def possible(adapter: Adapter) -> list[str]:
+    """Names of the methods that can be asked of this model."""
+    return [one.name for one in list_methods().values() if not adapter.black_box or one.needs in OUTSIDE]
+
+
+def default(adapter: Adapter) -> str:
+    """The method that is taken where none is named."""
+    return "occlusion" if adapter.black_box else "grad-cam"
+
+
+def check_possible(chosen: Method, adapter: Adapter) -> None:
+    """Refuses to look into a black box."""
+    if adapter.black_box and chosen.needs not in OUTSIDE:
+        raise MethodError(
+            f"{chosen.name} looks into the model, and {adapter.name} is a black box, of which only the scores are known; "
+            f"these methods work: {', '.join(possible(adapter))}"
+        )
+
+
 def find(name: str | Function | Method) -> Method:
     """The method of this name; a bare function counts as a signed method in units of the score.
 
@@ -187,6 +217,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**63 - 1, True), "samples": (1, 1_000_000, True), "noise": (0, 100, True), "step": (1, 1e9, True),
     "shares": (0, 1, False), "size": (0, 1, False), "radius": (0, 1e6, False), "tolerance": (0, 1e6, True),
     "threshold": (0, 1, False), "classes": (1, 1e6, True), "depths": (0, 1e6, True), "draws": (1, 1e4, True),
+    "patch": (0, 1e5, True), "stride": (0, 1e5, True),
 }  # fmt: skip
 
 
@@ -198,7 +229,12 @@ def check_settings(of: str, known: Mapping[str, Any], given: Mapping[str, Any]) 
         if name not in known:
             shown = ", ".join(f"{key}={default!r}" for key, default in known.items())
             raise MethodError(f"no option {name!r} in {of}; " + (f"there is: {shown}" if shown else "there are none"))
-        if not _alike(value, known[name]):
+        if name == "baseline":
+            if not _is_colour(value):
+                raise MethodError(
+                    f"option baseline is {value!r}; expected a number, three as [0, 0.5, 1] (in the units of the model's input), or mean"
+                )
+        elif not _alike(value, known[name]):
             expected = (
                 "true or false"
                 if isinstance(known[name], bool)
@@ -213,6 +249,10 @@ def check_settings(of: str, known: Mapping[str, Any], given: Mapping[str, Any]) 
                 if not (low <= one <= high if closed else low < one <= high):
                     reach = f"{low} to {high}" if closed else f"above {low}, at most {high}"
                     raise MethodError(f"option {name} is {value!r}; expected {reach}")
+
+
+def _is_colour(value: Any) -> bool:
+    return value == "mean" or _alike(value, 0.0) or _alike(value, [0.0])
 
 
 def _alike(value: Any, default: Any) -> bool:
@@ -248,7 +288,12 @@ def run(
     size = capture.layout.size if isinstance(capture, AttentionCapture) else tuple(capture.activations.shape[2:])
     expected = (len(capture.input), *size)
     # A method that looks at more than this layer may give its map at another resolution.
-    free = chosen.needs == "model" and isinstance(result, Tensor) and result.dim() == 3 and len(result) == expected[0]
+    free = (
+        chosen.needs in ("model", *OUTSIDE)
+        and isinstance(result, Tensor)
+        and result.dim() == 3
+        and len(result) == expected[0]
+    )
     if not isinstance(result, Tensor) or (tuple(result.shape) != expected and not free):
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise MethodError(f"{chosen.name} gave {got}; expected a map of shape {expected}")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
 from torch import bool as bool_
 
-from sightline.attribution import Origin, adapter_of, layer_names
+from sightline.attribution import Origin, adapter_of, layers_for
 from sightline.engine.capture import capture as run_once
 from sightline.engine.capture import check_input
 from sightline.engine.probe import MEMORY_MB
 from sightline.engine.targets import TargetSpec, per_image
 from sightline.errors import MetricError, TargetError
-from sightline.methods.registry import Function, Method, find
+from sightline.methods.registry import Function, Method, check_possible, default, find
 from sightline.metrics.case import Asking, Case, Told, asking, case, explainer
 from sightline.metrics.faithfulness import Explain
 from sightline.metrics.localisation import Mask
@@ -27,11 +27,11 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 def measure(
     x: Tensor,
-    model: nn.Module | Adapter,
+    model: nn.Module | Adapter | Callable[[Tensor], Any],
     metrics: Sequence[str | Metric],
     *,
     maps: Tensor | np.ndarray[Any, Any] | None = None,
-    method: str | Function | Method = "grad-cam",
+    method: str | Function | Method | None = None,
     target: TargetSpec | Sequence[TargetSpec] | Tensor = None,
     layer: str | Sequence[str] | None = None,
     masks: Tensor | np.ndarray[Any, Any] | None = None,
@@ -43,7 +43,7 @@ def measure(
 
     Args:
         x: ready inputs (B, C, H, W).
-        model: a module or adapter; never changed.
+        model: as in `attribute`.
         metrics: names (`sightline metrics`).
         maps: (B, h, w) from anywhere, also from another library; made by `method` when left out.
         method: as in `explain`. Metrics that ask for other maps (max-sensitivity, adcc, random-logit, parameter-randomisation) ask
@@ -60,8 +60,10 @@ def measure(
     """
     check_input(x)
     chosen = check_metrics(metrics, settings or {})
-    adapter, way = adapter_of(model), find(method)
-    layers = layer_names(layer)
+    adapter = adapter_of(model)
+    way = find(default(adapter) if method is None else method)
+    check_possible(way, adapter)
+    layers = layers_for([way], adapter, layer)
     specs = targets_of(target, len(x))
     given, objects = _given(maps, len(x), "maps"), _given(masks, len(x), "masks")
     found = []

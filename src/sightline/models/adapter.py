@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sightline.errors import ModelError
+from sightline.errors import LayerError, ModelError
 from sightline.models import layers as layer_choice
+from sightline.models.black_box import BlackBox
 from sightline.models.given import Finding
 from sightline.models.outputs import unwrap
 from sightline.models.preprocess import Preprocess, measured
 from sightline.models.twin import submodule, unwrapped
+
+# The name of the layer that is the picture itself, as the model receives it.
+INPUT = "input"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +28,7 @@ class Adapter:
 
     Attributes:
         name: what to call it in captions and files.
-        module: the eager `nn.Module`; never changed.
+        module: the eager `nn.Module`; never changed. Of a black box, what asks it.
         layer: the default target layer, or None to choose it anew for each input.
         layer_reason: why this layer.
         preprocess: from a PIL picture to (tensor (C, H, W), View), or None when only tensors can be explained.
@@ -36,6 +40,7 @@ class Adapter:
         provenance: where the model, its weights and its preprocessing come from.
         notes: what every result made with this model must say, such as "random weights".
         found: what was found out when it was loaded, from where, and what of it is guessed.
+        black_box: only its scores are known: it has no layers, weights and gradients.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Adapter:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     found: tuple[Finding, ...] = ()
+    black_box: bool = False
 
     def label(self, index: int) -> str:
         """The name of a class, "class 7" where names are unknown."""
@@ -61,7 +67,7 @@ class Adapter:
 
 
 def adapt(
-    module: nn.Module,
+    module: nn.Module | Callable[[Tensor], Any],
     *,
     layers: Sequence[str] | None = None,
     preprocess: Callable[[Image.Image], Any] | None = None,
@@ -70,10 +76,13 @@ def adapt(
     grid: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> Adapter:
-    """Makes any `nn.Module` explainable, without changing it.
+    """Makes any `nn.Module` explainable, without changing it, and any other function from pictures to scores.
 
     Args:
-        module: an eager module; `torch.compile` and `DataParallel` are looked through.
+        module: an eager module; `torch.compile` and `DataParallel` are looked through. Or a black box: any callable that takes
+            pictures as `preprocess` makes them, a float tensor (N, C, H, W), and returns scores (N, K) or (N,) as a tensor, an
+            array or a list. It is called without a graph, with several pictures at once; whether several threads may call it at
+            once is its own matter.
         layers: the target layer, as [name]; chosen by running the model when left out.
         preprocess: from a PIL picture to a float tensor (C, H, W), such as torchvision's evaluation transforms.
             Where the tensor lies on the picture is found by measuring it; it may also return (tensor, View).
@@ -85,20 +94,33 @@ def adapt(
         name: what to call the model; its class name when left out.
 
     Raises:
-        ModelError: no module, or one in which nothing can be captured honestly.
+        ModelError: neither a module nor a function, or a module in which nothing can be captured honestly.
         LayerError: no such layer.
     """
+    if not callable(module) or isinstance(module, type):
+        raise ModelError(
+            f"{type(module).__name__} {getattr(module, '__name__', '')}".strip()
+            + " is no torch.nn.Module and no function; give a module, or a name: sightline models"
+        )
+    if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
+        raise ModelError("labels must be a list of names, one a class")
+    take = measured(preprocess) if preprocess is not None else None
+    names = tuple(labels) if labels is not None else None
+    if not isinstance(module, nn.Module):
+        if layers is not None or grid is not None or logits is not None:
+            raise ModelError(
+                "a function is a black box: layers, grid and logits are for modules; let it return the scores (N, K) themselves"
+            )
+        name = name or getattr(module, "__name__", type(module).__name__).strip("<>")
+        return black_box(name, module, preprocess=take, labels=names, provenance={"source": "user's function"})
     module, notes = unwrapped(module)
     if isinstance(layers, str) or (layers is not None and len(layers) != 1):
         raise ModelError(f"layers={layers!r}; expected a list of one layer name, such as ['layer4']")
     if grid is not None and not _is_size(grid):
         raise ModelError(f"grid={grid!r}; expected (rows, columns) of the patch tokens, such as (14, 14), or nothing")
-    if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
-        raise ModelError("labels must be a list of names, one a class")
     chosen, reason = (layers[0], "given") if layers else (None, "")
     if chosen is not None:
         submodule(module, chosen)
-    take = measured(preprocess) if preprocess is not None else None
     if chosen is None and take is not None:
         x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
         try:
@@ -108,18 +130,31 @@ def adapt(
                 f"{error}. This was a plain picture of 256 x 256 that adapt tried, which the preprocessing made {x.shape[-1]} x {x.shape[-2]}: "
                 "let it resize to what the model takes, or name layers=[...]"
             ) from error
+        except LayerError as error:  # what looks at no layer can be asked all the same
+            reason = str(error)
     return Adapter(
         name=name or type(module).__name__,
         module=module,
         layer=chosen,
         layer_reason=reason,
         preprocess=take,
-        labels=tuple(labels) if labels is not None else None,
+        labels=names,
         logits=logits or unwrap,
         grid=grid,
         provenance={"source": "user's module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
         notes=notes,
     )
+
+
+def black_box(name: str, function: Callable[[Tensor], Any], **parts: Any) -> Adapter:
+    """The adapter of a model that can only be asked for scores; `parts` are fields of `Adapter`."""
+    reason = "a black box has no layers"
+    return Adapter(name, BlackBox(function, name), layer=INPUT, layer_reason=reason, black_box=True, **parts)
+
+
+def no_layers(adapter: Adapter) -> str:
+    """What is said to those who ask a black box for a layer."""
+    return f"{adapter.name} is a black box, of which only the scores are known: it has no layers. Leave the layer out"
 
 
 def _is_size(grid: Any) -> bool:

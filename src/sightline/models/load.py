@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
-from sightline.models import bundled, checkpoint, layers, program, timm, torchvision, transformers
+from sightline.models import bundled, checkpoint, layers, onnx, program, timm, torchvision, transformers
 from sightline.models.adapter import Adapter, adapt
 from sightline.models.fold import fold
 from sightline.models.given import Given
@@ -37,11 +37,12 @@ def _weights(path: Path, given: Given) -> Adapter:
 FILES: dict[str, Callable[[Path, Given], Adapter]] = {
     **dict.fromkeys(checkpoint.SUFFIXES, _weights),
     ".pt2": program.build_file,
+    ".onnx": onnx.build_file,
 }
 
 
 def load_model(
-    model: str | Path | nn.Module | Adapter = "bundled",
+    model: str | Path | nn.Module | Adapter | Callable[[torch.Tensor], Any] = "bundled",
     *,
     weights: str | Path | None = None,
     random_weights: bool = False,
@@ -56,7 +57,7 @@ def load_model(
     Args:
         model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny",
             "hf:microsoft/resnet-18" (a repository of the Hugging Face hub, or a folder in its format), a file or
-            folder, or a module (see `adapt`). `sightline models` lists the sources.
+            folder, or a module or function (see `adapt`). `sightline models` lists the sources.
         weights: a local state dict (.safetensors, .pt, .pth, .ckpt) instead of the official weights; a head of another size
             is found from it.
         random_weights: leave the weights random, to try things out; every result says so.
@@ -75,16 +76,12 @@ def load_model(
     """
     if isinstance(model, Adapter):
         return model
-    if isinstance(model, nn.Module):
+    if not isinstance(model, str | Path):
         if weights is not None or random_weights or num_classes is not None:
             raise ModelError(
-                "a module has its own weights and classes; weights, random_weights and num_classes are for names"
+                "a module or function has its own weights and classes; weights, random_weights and num_classes are for names"
             )
         return adapt(model, preprocess=_function(preprocess), labels=labels)
-    if callable(preprocess):
-        raise ModelError(
-            "preprocess as a function is for modules; for a name give the parts that differ, as a dictionary"
-        )
     if model == "bundled" and (weights is not None or random_weights or num_classes is not None):
         raise ModelError(
             "the bundled model has its own weights and classes; for others: --model timm:tf_efficientnet_lite0 --weights FILE"
@@ -106,7 +103,7 @@ def given(
         raise ModelError("weights and random_weights exclude each other; give one")
     if preprocess is not None and not isinstance(preprocess, Mapping):
         raise ModelError(
-            "preprocess as a function is for modules; for a name give the parts that differ, such as {'size': 320}"
+            "preprocess as a function is for modules and functions; for a name give the parts that differ, such as {'size': 320}"
         )
     return Given(
         weights=None if weights is None else read_stored(Path(weights)),
@@ -181,6 +178,8 @@ def sample_input(adapter: Adapter) -> torch.Tensor:
 
 def _ready(adapter: Adapter, for_layer: str | Sequence[str] | None) -> Adapter:
     """Evaluation mode, default layer found, batch norm folded, weights laid out channels-last."""
+    if adapter.black_box:
+        return adapter
     module = adapter.module.eval().requires_grad_(False)
     x = sample_input(adapter)
     try:

@@ -232,10 +232,12 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         where = type(module).__module__
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(
-                "a TorchScript model can't be looked into; load the original nn.Module with its state dict"
+                "a TorchScript model can't be looked into; load the original nn.Module with its state dict, "
+                "or explain it as a black box: sightline.adapt(lambda x: model(x))"
             )
         if ".quantized" in where and where.startswith("torch."):
             raise ModelError(
-                f"the model is quantised ({type(module).__name__}) and has no gradients; use the float model it was made from"
+                f"the model is quantised ({type(module).__name__}) and has no gradients; use the float model it was made from, "
+                "or explain it as a black box: sightline.adapt(lambda x: model(x))"
             )
     return model, tuple(notes)

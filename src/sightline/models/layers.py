@@ -185,7 +185,7 @@ def layout(
     readings = possible(shape, x.shape, size=size)
     module = submodule(model, name)
     square = len(shape) == 4 and shape[2] == shape[3]
-    doubt = _mixes(model) and (len(readings) > 1 or square) and not isinstance(module, _MAPS)
+    doubt = _mixes(model) and (len(readings) > 1 or square) and not _is(module, _MAPS)
     if readings and readings[0].kind == "maps" and not doubt:
         return readings[0]
     if len(shape) != 3 and not readings:
@@ -205,6 +205,11 @@ def _known(model: nn.Module) -> _Known:
 def adopt_layouts(stand_in: nn.Module, model: nn.Module) -> None:
     """What running has shown about a model's layers holds for a stand-in with other weights, in which it may no longer show."""
     _known(stand_in).update(_known(model))
+
+
+def _is(module: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is of one of these kinds, or stands for a layer of another library that is."""
+    return issubclass(getattr(module, "stands_for", type(module)), kinds)
 
 
 def _mixes(model: nn.Module) -> bool:
@@ -252,7 +257,7 @@ def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | No
     seen = [
         (shape[2], shape[3])
         for _, module, shape in returned
-        if isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[2] * shape[3] > 1
+        if _is(module, nn.Conv2d) and len(shape) == 4 and shape[2] * shape[3] > 1
     ]
     # A square matrix with a row and a column for each token is attention, not a picture.
     counts = {shape[1] for _, _, shape in returned if len(shape) == 3} | {h * w for h, w in seen}
@@ -260,8 +265,8 @@ def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | No
     for name, module, shape in returned:
         readings = tuple(possible(shape, x.shape, dict.fromkeys(seen), size))
         maps = bool(readings) and readings[0].kind == "maps"
-        attention = len(shape) == 4 and shape[2] == shape[3] and shape[2] in counts and not isinstance(module, _MAPS)
-        certain = maps and not attention and (len(readings) == 1 or isinstance(module, _MAPS))
+        attention = len(shape) == 4 and shape[2] == shape[3] and shape[2] in counts and not _is(module, _MAPS)
+        certain = maps and not attention and (len(readings) == 1 or _is(module, _MAPS))
         form = readings[0] if maps and not attention else None
         events.append(_Event(name, module, shape, readings, form, certain or not readings, shape == final))
     return events
@@ -311,7 +316,7 @@ def _chosen(
     last = None
     runs = Counter(event.name for event in events)
     for index, event in enumerate(events):
-        conv = isinstance(event.module, nn.Conv2d) and event.layout is not None and event.layout.kind == "maps"
+        conv = _is(event.module, nn.Conv2d) and event.layout is not None and event.layout.kind == "maps"
         if conv and not event.is_final and runs[event.name] == 1:
             last = index
     weighted = [
@@ -356,7 +361,7 @@ def _by_convolution(model: nn.Module, events: list[_Event], last: int, x: Tensor
     fit = [
         (index, event)
         for index, event in enumerate(events)
-        if id(event) in usable and not isinstance(event.module, _PASSIVE)
+        if id(event) in usable and not _is(event.module, _PASSIVE)
     ]
     ends = [event for index, event in fit if index >= last and event.shape[2:] == grid]
     before = [event for index, event in fit if not (index >= last and event.shape[2:] == grid)]

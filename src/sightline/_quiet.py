@@ -14,7 +14,7 @@ _saved = warnings.catch_warnings()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Pillow's and torch's warnings are off while anybody reads a file: what they tell is an error here, or harmless.
+    """Pillow's, torch's and Keras' warnings are off while anybody reads a file: what they tell is an error here, or harmless.
 
     `warnings.catch_warnings` alone is not safe between threads: the first one in saves the filters here, the last one
     out puts them back.
@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
         if _inside == 0:
             _saved = warnings.catch_warnings()
             _saved.__enter__()
-            warnings.filterwarnings("ignore", module=r"(PIL|torch)\.|pickletools")
+            warnings.filterwarnings("ignore", module=r"(PIL|torch|keras)\.|pickletools")
         _inside += 1
     try:
         yield

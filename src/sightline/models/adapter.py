@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sightline.errors import ModelError
 from sightline.models import layers as layer_choice
 from sightline.models.given import Finding
+from sightline.models.keras_module import is_keras
 from sightline.models.outputs import unwrap
 from sightline.models.preprocess import Preprocess, measured
 from sightline.models.twin import submodule, unwrapped
@@ -70,7 +71,7 @@ def adapt(
     grid: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> Adapter:
-    """Makes any `nn.Module` explainable, without changing it.
+    """Makes any `nn.Module`, or Keras model on the torch backend, explainable, without changing it.
 
     Args:
         module: an eager module; `torch.compile` and `DataParallel` are looked through.
@@ -88,6 +89,10 @@ def adapt(
         ModelError: no module, or one in which nothing can be captured honestly.
         LayerError: no such layer.
     """
+    if is_keras(module):
+        from sightline.models.keras import live
+
+        return live(module, layers=layers, preprocess=preprocess, labels=labels, logits=logits, grid=grid, name=name)
     module, notes = unwrapped(module)
     if isinstance(layers, str) or (layers is not None and len(layers) != 1):
         raise ModelError(f"layers={layers!r}; expected a list of one layer name, such as ['layer4']")

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from types import MethodType
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from sightline.errors import ModelError
@@ -85,7 +84,9 @@ class Step(nn.Module):
 
     def _called(self, keras: Any, args: Any, options: Any) -> Any:
         args, options = (self.permuted(one, _LAST) for one in (args, options))
-        run = getattr(type(keras), "forward", None)  # past Keras' own __call__, which has led here; an operation has none
+        run = getattr(
+            type(keras), "forward", None
+        )  # past Keras' own __call__, which has led here; an operation has none
         output = run(keras, *args, **options) if run is not None else keras(*args, **options)
         return self.permuted(output, _FIRST)
 
@@ -162,13 +163,17 @@ def has_channels_first(model: Any) -> bool:
     """Whether a Keras model takes (B, C, H, W) itself."""
     import keras
 
-    told = {one.data_format: one.name for one in model._flatten_layers() if isinstance(getattr(one, "data_format", None), str)}
+    told = {
+        one.data_format: one.name
+        for one in model._flatten_layers()
+        if isinstance(getattr(one, "data_format", None), str)
+    }
     if len(told) > 1:
         raise ModelError(
             f"the Keras model {model.name!r} has layers of both kinds: {told['channels_first']!r} has its channels first, "
             f"{told['channels_last']!r} last; build it with one image_data_format"
         )
-    return next(iter(told), keras.config.image_data_format()) == "channels_first"
+    return bool(next(iter(told), keras.config.image_data_format()) == "channels_first")
 
 
 def ending(model: Any) -> tuple[str, str] | None:
@@ -194,7 +199,7 @@ def _step(layer: Any, permutes: bool, made: dict[int, Step], kind: type[Step] = 
     """A step for a layer, with one for each layer in it; a layer that is used twice has one."""
     if id(layer) in made:
         return made[id(layer)]
-    step = made[id(layer)] = _kind(kind, type(layer).__name__)(layer, permutes)
+    step = made[id(layer)] = _kind(kind, type(layer).__name__)(layer, permutes)  # type: ignore[arg-type]
     for part in _parts(layer):
         child = _step(part, permutes, made)
         step._modules[_free(part.name.replace(".", "_"), step._modules)] = child
@@ -209,7 +214,7 @@ def _parts(layer: Any) -> list[Any]:
     return [one for one in (*graph, *rest) if type(one).__name__ != "InputLayer"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kind(base: type[Step], name: str) -> type[Step]:
     """A step's own class, which goes by the name of Keras' class."""
     return type(name, (base,), {"stands_for": _STANDS_FOR.get(name, nn.Module), "__module__": __name__})
@@ -271,7 +276,7 @@ def _copies(top: Step, logits: dict[int, tuple[Tensor, Tensor]]) -> dict[int, An
         inside = copy.__dict__
         inside.update(layer.__dict__)
         inside.update(_losses=[], _loss_ids=set(), _losses_override=[])  # emptied at each call
-        if getattr(layer, "_layers", ()) or id(layer) in steps and steps[id(layer)]._held.modules:
+        if getattr(layer, "_layers", ()) or (id(layer) in steps and steps[id(layer)]._held.modules):
             inside.update({name: led(value) for name, value in inside.items() if name not in _WITHOUT_LAYERS})
         if hasattr(layer, "_run_through_graph"):
             inside["_run_through_graph"] = partial(_through_graph, copy, made)

@@ -359,9 +359,7 @@ def _by_convolution(model: nn.Module, events: list[_Event], last: int, x: Tensor
     grid = events[last].shape[2:]
     usable = {id(event) for event in _usable(events) if event.layout and event.layout.kind == "maps"}
     fit = [
-        (index, event)
-        for index, event in enumerate(events)
-        if id(event) in usable and not _is(event.module, _PASSIVE)
+        (index, event) for index, event in enumerate(events) if id(event) in usable and not _is(event.module, _PASSIVE)
     ]
     ends = [event for index, event in fit if index >= last and event.shape[2:] == grid]
     before = [event for index, event in fit if not (index >= last and event.shape[2:] == grid)]

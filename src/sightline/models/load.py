@@ -12,10 +12,11 @@ from PIL import Image
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
-from sightline.models import bundled, layers, timm, torchvision
+from sightline.models import bundled, keras, layers, timm, torchvision
 from sightline.models.adapter import Adapter, adapt
 from sightline.models.fold import fold
 from sightline.models.given import Given
+from sightline.models.keras_module import is_keras
 from sightline.models.preprocess import specified
 from sightline.models.weights import read_stored
 
@@ -24,7 +25,11 @@ SOURCES: dict[str, Callable[[str, Given], Adapter]] = {
     "bundled": bundled.build,
     "torchvision": torchvision.build,
     "timm": timm.build,
+    "keras": keras.build,
 }
+# Sources whose weights come in a format of their own, which they read themselves.
+_OWN_FORMATS = ("keras",)
+_ARCHIVE = ".keras"
 
 
 def load_model(
@@ -41,9 +46,9 @@ def load_model(
     """Loads a model with its weights, class names and own preprocessing; what nothing tells is guessed, and said.
 
     Args:
-        model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny", a file or
-            folder, or a module (see `adapt`). `sightline models` lists the sources.
-        weights: a local state dict (.safetensors, .pt, .pth, .ckpt) instead of the official weights; a head of another size
+        model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny", "keras:ResNet50",
+            a file or folder, or a module or Keras model (see `adapt`). `sightline models` lists the sources.
+        weights: a local state dict (.safetensors, .pt, .pth, .ckpt; for Keras .weights.h5, .h5, .keras) instead of the official weights; a head of another size
             is found from it.
         random_weights: leave the weights random, to try things out; every result says so.
         num_classes: size of the head, where nothing else tells it.
@@ -61,12 +66,14 @@ def load_model(
     """
     if isinstance(model, Adapter):
         return model
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) or is_keras(model):
         if weights is not None or random_weights or num_classes is not None:
             raise ModelError(
                 "a module has its own weights and classes; weights, random_weights and num_classes are for names"
             )
-        return adapt(model, preprocess=_function(preprocess), labels=labels)
+        if isinstance(model, nn.Module) and not is_keras(model):
+            return adapt(model, preprocess=_function(preprocess), labels=labels)
+        return keras.live(model, preprocess=preprocess, labels=labels)
     if callable(preprocess):
         raise ModelError(
             "preprocess as a function is for modules; for a name give the parts that differ, as a dictionary"
@@ -77,8 +84,10 @@ def load_model(
         raise ModelError(
             "the bundled model has its own weights and classes; for others: --model timm:tf_efficientnet_lite0 --weights FILE"
         )
+    own_format = str(model).partition(":")[0] in _OWN_FORMATS or str(model).endswith(_ARCHIVE)
     given = Given(
-        weights=None if weights is None else read_stored(Path(weights)),
+        weights=None if weights is None or own_format else read_stored(Path(weights)),
+        path=Path(weights) if weights is not None and own_format else None,
         random_weights=random_weights,
         num_classes=_count(num_classes),
         labels=_names(labels),
@@ -92,13 +101,15 @@ def build(model: str | Path, given: Given) -> Adapter:
     """The model of this name as its source gives it: no default layer yet, nothing folded."""
     if not isinstance(model, str | Path):
         raise ModelError(f"{type(model).__name__} is no model; give a name (sightline models) or an nn.Module")
+    if str(model).endswith(_ARCHIVE):
+        return keras.build_archive(Path(model), given)
     source, _, name = str(model).partition(":")
     if source not in SOURCES or (bool(name) == (source == "bundled")):
         near = did_you_mean(
             str(model), ["bundled", *(f"{kind}:{name or source}" for kind in SOURCES if kind != "bundled")]
         )
         raise ModelError(
-            f"unknown model {str(model)!r}; expected 'bundled', 'torchvision:NAME' or 'timm:NAME'.{near} List them: sightline models"
+            f"unknown model {str(model)!r}; expected 'bundled', 'torchvision:NAME', 'timm:NAME', 'keras:NAME' or a .keras file.{near} List them: sightline models"
         )
     return SOURCES[source](name, given)
 

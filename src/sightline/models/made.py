@@ -46,7 +46,7 @@ def made(
         ModelError: more or fewer class names than classes, or a preprocessing that can't be.
     """
     stored = given.weights
-    own = stored is not None and "weights" not in origin
+    own = (stored is not None or given.path is not None) and "weights" not in origin
     take, spec = specified(preprocessing, given.preprocess)
     said = {one.what for one in found}
     facts = list(found)

@@ -21,7 +21,7 @@ from sightline.errors import ModelError, WeightsError, did_you_mean
 from sightline.models.adapter import Adapter, adapt
 from sightline.models.given import Finding, Given
 from sightline.models.keras_file import KerasFile, check_finite, fill, head_size, misfit, read_keras, rebuilt, whole
-from sightline.models.keras_module import Whole, ending, has_channels_first, inputs_of, torch_view
+from sightline.models.keras_module import Whole, ending, input_shape, takes_channels_first, torch_view
 from sightline.models.made import OFFLINE, few, imagenet_labels, made, shown
 from sightline.models.preprocess import Preprocess, specified
 from sightline.models.view import View
@@ -31,6 +31,7 @@ _WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.3, 1.4)
 # Of the official weights, and of an architecture that is asked for no other number.
 _CLASSES = 1000
 _USUAL_SIZE = 224
+SEVERAL = "the model says yes or no to each class by itself (sigmoid); the probabilities shown are shares among the classes (softmax) instead"
 _PIXELS: Mapping[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
 _SHARES: Mapping[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 
@@ -84,7 +85,7 @@ def build_archive(path: Path, given: Given) -> Adapter:
         origin |= {"weights": path.name, "sha256": file.sha256}
         found += (_from_file(file),)
     if not _takes_photographs(model):
-        raise ModelError(f"the model in {path.name} takes no pictures of three colours, but {_input_shape(model)}")
+        raise ModelError(f"the model in {path.name} takes no pictures of three colours, but {input_shape(model)}")
     return _of_model(path.name, model, torch_view(model), given, origin, found)
 
 
@@ -177,7 +178,7 @@ def _filled(
     told = ""
     for width in (None, *widths):
         chosen = dict(options) | ({} if width is None else {"alpha": width})
-        with keras.StatelessScope(initialize_variables=False):  # shapes alone
+        with keras.device("meta"):  # shapes alone
             draft = _made(make, chosen | {"classes": own})
         classes = own if not misfit(draft, file) else head_size(draft, file, own)
         if classes is not None:
@@ -253,6 +254,8 @@ def _of_model(
         given = replace(given, labels=imagenet_labels())
         found += (Finding("class names", few(imagenet_labels()), "those of the official weights", guessed=True),)
     adapter = made(name, view, given, own, None, origin, (*found, *_about(model, swapped)), classes)
+    if classes != 1 and (ending(model) or ("", ""))[1] == "sigmoid":
+        adapter = replace(adapter, notes=(*adapter.notes, SEVERAL))
     return _swapped(adapter) if swapped else adapter
 
 
@@ -263,6 +266,10 @@ def _about(model: Any, swapped: bool = False) -> tuple[Finding, ...]:
     if end is not None:
         layer, kind = end
         found.append(Finding("score", f"the logits, before the {kind} in layer {layer}", "the model's last layer"))
+    elif not hasattr(model, "outputs"):
+        found.append(
+            Finding("score", "the logits, where its last layer ends in a softmax or sigmoid", "found as it runs")
+        )
     if swapped:
         found.append(Finding("colours", "blue, green, red", "the architecture's own preprocess_input"))
     return tuple(found)
@@ -279,21 +286,15 @@ def _swapped(adapter: Adapter) -> Adapter:
     return replace(adapter, preprocess=preprocess)
 
 
-def _input_shape(model: Any) -> tuple[int | None, ...]:
-    """(B, height, width, channels) or (B, channels, height, width) as the model says it; () where it says nothing."""
-    told = [tuple(one.shape) for one in inputs_of(model)] or list((model._build_shapes_dict or {}).values())
-    return tuple(told[0]) if told and isinstance(told[0], tuple | list) else ()
-
-
 def _takes_photographs(model: Any) -> bool:
-    shape = _input_shape(model)
-    return len(shape) == 4 and shape[1 if has_channels_first(model) else 3] == 3
+    shape = input_shape(model)
+    return len(shape) == 4 and shape[1 if takes_channels_first(model) else 3] == 3
 
 
 def _size(model: Any) -> tuple[int | None, int | None]:
     """(width, height) of its input; None for any."""
-    shape = _input_shape(model)
-    height, width = shape[2:4] if has_channels_first(model) else shape[1:3]
+    shape = input_shape(model)
+    height, width = shape[2:4] if takes_channels_first(model) else shape[1:3]
     return width, height
 
 

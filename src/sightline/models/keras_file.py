@@ -36,7 +36,6 @@ _MODELS = ("Functional", "Sequential", "Model")
 # Plain values that Keras writes as objects.
 _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__ellipsis__", "__slice__", "__bytes__", "__tuple__")
 _OPERATIONS = ("keras.src.ops.numpy", "keras.src.ops.nn", "keras.src.ops.math", "keras.src.ops.image")
-_WRITES_FILES = ("Load", "Save")
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,11 +248,12 @@ def rebuilt(file: KerasFile) -> Any:
     config = {key: value for key, value in file.config.items() if key != "compile_config"}
     try:
         if config.get("class_name") not in _MODELS:
-            raise WeightsError(_refused(file, str(config.get("class_name"))))
+            raise WeightsError(_refused(config, file))
         for one in _objects(config):
-            _check_object(one, file)
+            if not _is_known(one):
+                raise WeightsError(_refused(one, file))
         # Without numbers first: sizes that the weights don't have must not fill the memory.
-        with quiet(), keras.StatelessScope(initialize_variables=False):
+        with quiet(), keras.device("meta"):
             draft = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
             told = misfit(draft, file) or _too_much(draft)
         if told:
@@ -290,38 +290,36 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
             pending.extend(one)
 
 
-def _check_object(one: Mapping[str, Any], file: KerasFile) -> None:
-    """Refuses all that isn't a layer, operation or plain part of Keras' own."""
+def _is_known(one: Mapping[str, Any]) -> bool:
+    """Whether it is a layer, an operation or a plain part of Keras' own."""
     import keras
 
     name, module, registered = (one.get(key) for key in ("class_name", "module", "registered_name"))
-    known = isinstance(name, str) and registered in (None, name)
-    if known and name in _VALUES and module is None:
-        return
-    if known and module in ("keras", "keras.models", "keras.src.models.functional", "keras.src.models.sequential"):
-        known = name in (*_MODELS, "DTypePolicy")
-    elif known and module == "keras.layers":
-        found = getattr(keras.layers, str(name), None)
-        home = f"{getattr(found, '__module__', '')}."
-        known = home.startswith(tuple(f"keras.src.layers.{one}." for one in _HOMES))
-    elif known and module in ("keras.initializers", "keras.regularizers", "keras.constraints"):
-        found = getattr(getattr(keras, str(module).partition(".")[2]), str(name), None)
-        known = isinstance(found, type) and getattr(found, "__module__", "").startswith("keras.src.")
-    elif known and module in _OPERATIONS:
-        known = str(name).isidentifier() and not str(name).startswith(_WRITES_FILES)
-    elif known and name == "function" and module == "builtins":
-        known = callable(getattr(keras.activations, str(one.get("config")), None))
-    elif known and module == "keras.src.applications.convnext":
-        known = name == "LayerScale"
-    else:
-        known = False
-    if not known:
-        raise WeightsError(_refused(file, f"{module}.{name}" if module else str(registered or name)))
+    if not isinstance(name, str) or registered not in (None, name):
+        return False
+    if module is None:
+        return name in _VALUES
+    if module in ("keras", "keras.models", "keras.src.models.functional", "keras.src.models.sequential"):
+        return name in (*_MODELS, "DTypePolicy")
+    if module == "keras.layers":
+        home = f"{getattr(getattr(keras.layers, name, None), '__module__', '')}."
+        return home.startswith(tuple(f"keras.src.layers.{one}." for one in _HOMES))
+    if module in ("keras.initializers", "keras.regularizers", "keras.constraints"):
+        found = getattr(getattr(keras, module.partition(".")[2]), name, None)
+        return isinstance(found, type) and found.__module__.startswith("keras.src.")
+    if module in _OPERATIONS:
+        return name.isidentifier()
+    if module == "builtins":
+        return name == "function" and one.get("config") in dir(keras.activations)
+    return module == "keras.src.applications.convnext" and name == "LayerScale"
 
 
-def _refused(file: KerasFile, what: str) -> str:
+def _refused(one: Mapping[str, Any], file: KerasFile) -> str:
     import keras
 
+    name, module, registered = (one.get(key) for key in ("class_name", "module", "registered_name"))
+    parts = [module, one.get("config") if name == "function" else registered or name]
+    what = ".".join(str(part) for part in parts if part)
     near = did_you_mean(what.rpartition(".")[2][:80], dir(keras.layers))
     return (
         f"{file.path.name} is built with {_shown(what)}, which is no layer of Keras' own that is made from a file, and nothing "

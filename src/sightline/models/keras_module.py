@@ -106,11 +106,13 @@ class Step(nn.Module):
 class Whole(Step):
     """A whole Keras model: takes pictures (B, C, H, W), gives logits, also where the model ends in a softmax or sigmoid."""
 
+    channels_first = False
+
     def forward(self, x: Tensor) -> Any:  # type: ignore[override]
         logits: dict[int, tuple[Tensor, Tensor]] = {}
         with _without_trace(self):
             model = _copies(self, logits)[id(self._held.layer)]
-            output = model(self.permuted(x, _LAST), training=False)
+            output = model(x if self.channels_first else x.permute(*_LAST), training=False)
         return self.permuted(_exchanged(output, logits), _FIRST)
 
 
@@ -151,7 +153,9 @@ def torch_view(model: Any) -> Whole:
         raise ModelError(
             f"the Keras model {model.name!r} takes {len(inputs)} inputs; give one of a single picture: keras.Model(picture, output)"
         )
-    return cast(Whole, _step(model, not has_channels_first(model), {}, Whole))
+    whole = cast(Whole, _step(model, not _works_channels_first(model), {}, Whole))
+    whole.channels_first = takes_channels_first(model)
+    return whole
 
 
 def inputs_of(model: Any) -> list[Any]:
@@ -159,8 +163,21 @@ def inputs_of(model: Any) -> list[Any]:
     return list(getattr(model, "inputs", None) or [])
 
 
-def has_channels_first(model: Any) -> bool:
-    """Whether a Keras model takes (B, C, H, W) itself."""
+def input_shape(model: Any) -> tuple[int | None, ...]:
+    """(B, height, width, channels) or (B, channels, height, width) as the model says it; () where it says nothing."""
+    told = [tuple(one.shape) for one in inputs_of(model)] or list((model._build_shapes_dict or {}).values())
+    return tuple(told[0]) if told and isinstance(told[0], tuple | list) else ()
+
+
+def takes_channels_first(model: Any) -> bool:
+    """Whether a Keras model takes (B, C, H, W) itself: where its input's shape doesn't tell, by its layers."""
+    shape = input_shape(model)
+    first, last = (len(shape) == 4 and shape[axis] in (1, 3, 4) for axis in (1, 3))
+    return first if first != last else _works_channels_first(model)
+
+
+def _works_channels_first(model: Any) -> bool:
+    """Whether its layers have their channels first."""
     import keras
 
     told = {
@@ -276,7 +293,8 @@ def _copies(top: Step, logits: dict[int, tuple[Tensor, Tensor]]) -> dict[int, An
         inside = copy.__dict__
         inside.update(layer.__dict__)
         inside.update(_losses=[], _loss_ids=set(), _losses_override=[])  # emptied at each call
-        if getattr(layer, "_layers", ()) or (id(layer) in steps and steps[id(layer)]._held.modules):
+        inside["_modules"] = {name: led(one) for name, one in layer._modules.items() if name != "_torch_params"}
+        if getattr(layer, "_layers", ()):
             inside.update({name: led(value) for name, value in inside.items() if name not in _WITHOUT_LAYERS})
         if hasattr(layer, "_run_through_graph"):
             inside["_run_through_graph"] = partial(_through_graph, copy, made)
@@ -300,7 +318,7 @@ def _copies(top: Step, logits: dict[int, tuple[Tensor, Tensor]]) -> dict[int, An
 # The record of how layers were called, which is long and leads to no layer that is run from there.
 _WITHOUT_LAYERS = frozenset(
     {"_tracker", "_inbound_nodes", "_outbound_nodes", "_nodes", "_nodes_by_depth", "_operations_by_depth"}
-    | {"_losses", "_loss_ids", "_losses_override", "_parameters", "_buffers"}
+    | {"_losses", "_loss_ids", "_losses_override", "_parameters", "_buffers", "_modules"}
 )
 
 

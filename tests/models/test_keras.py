@@ -30,6 +30,8 @@ from conftest import assert_close, trace
 from sightline import adapt, attribute, explain, load_model
 from sightline.cli.doctor import DEMO
 from sightline.engine.attention import WANTED
+from sightline.engine.decompose import decompose
+from sightline.engine.targets import Asked, class_logit
 from sightline.errors import LayerError, MissingExtraError, ModelError, WeightsError
 from sightline.methods.registry import find
 from sightline.models import keras_file
@@ -358,6 +360,27 @@ def test_what_has_no_weights_yet_or_takes_several_pictures_is_refused_with_what_
     one, other = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
     refused(lambda: adapt(keras.Model([one, other], layers.Add()([one, other]))), "2 inputs")
     refused(lambda: load_model(functional(), random_weights=True), "its own weights")
+
+
+def test_a_layer_that_no_call_uses_stands_in_nobody_s_way() -> None:
+    model = subclassed()
+    model.__dict__["_tracker"].unlock()
+    model.spare = layers.Dense(7)
+    x = inputs()
+    assert_close(
+        attribute(x, model, target=3, method="hires-cam"),
+        attribute(x, subclassed(), target=3, method="hires-cam"),
+        1e-5,
+    )
+    assert not model.spare.built
+
+
+def test_every_layer_can_be_run_alone_so_that_bias_and_picture_together_make_the_score() -> None:
+    model, x = functional(None), inputs(count=1)
+    parts = decompose(adapt(model), x, Asked(class_logit(2), 2, ""))
+    assert parts.score == pytest.approx(torch_view(model)(x)[0, 2].item(), rel=1e-5)
+    assert parts.biases
+    assert abs(parts.missing) < 1e-4 * abs(parts.score)
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -12,11 +12,17 @@ from sightline.errors import MethodError
 
 Photos = Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Files, folders or globs.")]
 ModelName = Annotated[
-    str, typer.Option("--model", help="bundled, torchvision:NAME or timm:NAME; see: sightline models")
+    str,
+    typer.Option(
+        "--model", help="bundled, torchvision:NAME, timm:NAME, keras:NAME or FILE.keras; see: sightline models"
+    ),
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option("--weights", help="A local state dict (.safetensors, .pt, .pth) instead of the official weights."),
+    typer.Option(
+        "--weights",
+        help="A local state dict (.safetensors, .pt, .pth; for keras .weights.h5, .h5, .keras) instead of the official weights.",
+    ),
 ]
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Untrained, to try things out; every output says so.")

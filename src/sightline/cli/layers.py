@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="bundled, torchvision:NAME or timm:NAME.")] = "bundled",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="bundled, torchvision:NAME, timm:NAME, keras:NAME or FILE.keras.")
+    ] = "bundled",
     every: Annotated[bool, typer.Option("--all", help="Also layers deep inside blocks.")] = False,
 ) -> None:
     """List the layers that give a grid, with their sizes, and the default one with its reason."""

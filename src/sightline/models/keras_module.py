@@ -84,9 +84,8 @@ class Step(nn.Module):
 
     def _called(self, keras: Any, args: Any, options: Any) -> Any:
         args, options = (self.permuted(one, _LAST) for one in (args, options))
-        run = getattr(
-            type(keras), "forward", None
-        )  # past Keras' own __call__, which has led here; an operation has none
+        # Past Keras' own __call__, which has led here; an operation has no forward.
+        run = getattr(type(keras), "forward", None)
         output = run(keras, *args, **options) if run is not None else keras(*args, **options)
         return self.permuted(output, _FIRST)
 
@@ -136,7 +135,8 @@ def torch_view(model: Any) -> Whole:
         ModelError: it isn't built yet, has several inputs, is quantised, or its layers disagree about where channels stand.
     """
     layers = model._flatten_layers()
-    unbuilt = next((one for one in layers if not one.built), None)
+    # What has no weights after a call isn't used.
+    unbuilt = next((one for one in layers if not one.built and (one is model or not model._called)), None)
     if unbuilt is not None:
         raise ModelError(
             f"layer {unbuilt.name!r} of the Keras model {model.name!r} has no weights yet; call the model once on a picture, "
@@ -293,6 +293,7 @@ def _copies(top: Step, logits: dict[int, tuple[Tensor, Tensor]]) -> dict[int, An
         inside = copy.__dict__
         inside.update(layer.__dict__)
         inside.update(_losses=[], _loss_ids=set(), _losses_override=[])  # emptied at each call
+        inside.pop("build", None)  # which would build the original
         inside["_modules"] = {name: led(one) for name, one in layer._modules.items() if name != "_torch_params"}
         if getattr(layer, "_layers", ()):
             inside.update({name: led(value) for name, value in inside.items() if name not in _WITHOUT_LAYERS})

@@ -368,6 +368,34 @@ def speed_of_transformers(rounds: int, device: str) -> str:
     return table(["ViT-B/16, batch 8", "method", "of a forward", "time"], rows)
 
 
+def speed_of_keras(rounds: int) -> str:
+    """A Keras model on torch beside its own forward, which has its channels last as Keras' own pictures."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    import keras
+
+    import sightline
+
+    rows = []
+    x = torch.rand(8, 3, 224, 224)
+    pictures = x.permute(0, 2, 3, 1).contiguous()
+    for name in ("ResNet50", "MobileNetV2"):
+        keras.utils.set_random_seed(0)
+        model = getattr(keras.applications, name)(weights=None)
+        adapter = sightline.adapt(model, layers=["conv5_block3_out" if name == "ResNet50" else "out_relu"])
+
+        def plain(model: object = model) -> object:
+            with torch.inference_mode():
+                return model(pictures, training=False)
+
+        def ours(adapter: object = adapter) -> object:
+            return sightline.attribute(x, adapter, target=list(range(8)))
+
+        found = ratios({"forward": plain, "grad-cam": ours}, rounds)
+        rows.append([f"keras:{name}", f"{found['grad-cam'][3] * 1000:.0f} ms", shown(found["grad-cam"])])
+        print(rows[-1], flush=True)
+    return table(["Keras on torch, batch 8", "grad-cam", "of Keras' own forward"], rows)
+
+
 def peak_memory(kind: str) -> float:
     """Megabytes above the start that one call needs; run in a process of its own."""
     if kind.startswith("vit "):
@@ -620,6 +648,7 @@ def main() -> None:
         "Vision transformers": lambda: (
             speed_of_transformers(rounds, "cpu") + "\n" + memory(vit, "timm's ViT-B/16, batch 8")
         ),
+        "Keras": lambda: speed_of_keras(rounds),
         "Metrics": lambda: speed_of_metrics(rounds),
         "Memory": lambda: memory(peers, "resnet50, batch 32"),
         "Start": start_up,

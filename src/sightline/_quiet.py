@@ -27,7 +27,7 @@ def quiet() -> Iterator[None]:
         if _inside == 0:
             _saved = warnings.catch_warnings()
             _saved.__enter__()
-            warnings.filterwarnings("ignore", module=r"(PIL|torch|timm|transformers)\.|pickletools")
+            warnings.filterwarnings("ignore", module=r"(PIL|torch|timm|transformers|keras)\.|pickletools")
             _level = _TALKER.level
             _TALKER.setLevel(logging.ERROR)
         _inside += 1

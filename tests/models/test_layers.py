@@ -14,8 +14,8 @@ import sightline
 from conftest import seeded
 from sightline.errors import LayerError, ModelError
 from sightline.models.adapter import Adapter
-from sightline.models.grids import grid_of
 from sightline.models.given import Given
+from sightline.models.grids import grid_of
 from sightline.models.layers import NOT_ALL, candidates, choose
 from sightline.models.load import build, load_model, sample_input
 from sightline.models.outputs import only_grid

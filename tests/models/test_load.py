@@ -210,7 +210,7 @@ def test_local_weights_give_the_same_answers_as_the_model_they_were_saved_from(
     assert adapter.provenance["weights"] == path.name
     assert adapter.provenance["sha256"] == file_hash(path)
     (note,) = adapter.notes
-    assert note.startswith("guessed, because nothing says it: preprocessing, class names")
+    assert note.startswith("guessed, because nothing says it: preprocessing")
     assert load_model(name, weights=str(path)).provenance == adapter.provenance
 
 

@@ -54,7 +54,7 @@ class Chosen:
         said = self.said
         if self.name.partition(":")[0] in load.SOURCES and self.name != "bundled" and said["weights"] is None:
             said = {**said, "random_weights": True}  # the shapes are the same
-        return load.build(self.name, load.given(**said))
+        return load.build(self.name, load.given(self.name, **said))
 
     def __str__(self) -> str:
         return plain(self.name)

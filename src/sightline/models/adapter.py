@@ -14,6 +14,7 @@ from sightline.errors import LayerError, ModelError
 from sightline.models import layers as layer_choice
 from sightline.models.black_box import BlackBox
 from sightline.models.given import Finding
+from sightline.models.keras_module import is_keras
 from sightline.models.outputs import unwrap
 from sightline.models.preprocess import Preprocess, measured
 from sightline.models.twin import submodule, unwrapped
@@ -76,7 +77,9 @@ def adapt(
     grid: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> Adapter:
-    """Makes any `nn.Module` explainable, without changing it, and any other function from pictures to scores.
+    """Makes any `nn.Module`, Keras model on the torch backend, or other function from pictures to scores explainable.
+
+    Nothing of it is changed.
 
     Args:
         module: an eager module; `torch.compile` and `DataParallel` are looked through. Or a black box: any callable that takes
@@ -97,6 +100,10 @@ def adapt(
         ModelError: neither a module nor a function, or a module in which nothing can be captured honestly.
         LayerError: no such layer.
     """
+    if is_keras(module):
+        from sightline.models.keras import live
+
+        return live(module, layers=layers, preprocess=preprocess, labels=labels, logits=logits, grid=grid, name=name)
     if not callable(module) or isinstance(module, type):
         raise ModelError(
             f"{type(module).__name__} {getattr(module, '__name__', '')}".strip()

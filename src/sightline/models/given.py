@@ -65,6 +65,7 @@ class Given:
 
     Attributes:
         weights: what was read from a local file.
+        path: a local file that the source reads itself, because it is in a format of its own.
         random_weights: leave the weights random.
         num_classes: size of the head.
         labels: class names by index.
@@ -75,6 +76,7 @@ class Given:
     """
 
     weights: Stored | None = None
+    path: Path | None = None
     random_weights: bool = False
     num_classes: int | None = None
     labels: tuple[str, ...] | None = None

@@ -207,6 +207,11 @@ def adopt_layouts(stand_in: nn.Module, model: nn.Module) -> None:
     _known(stand_in).update(_known(model))
 
 
+def _is(module: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is of one of these kinds, or stands for a layer of another library that is."""
+    return issubclass(getattr(module, "stands_for", type(module)), kinds)
+
+
 def _mixes(model: nn.Module) -> bool:
     """Whether a model may work on tokens or with its channels last."""
     kinds = [type(one).__name__.lower() for one in model.modules()]
@@ -221,14 +226,6 @@ def _without_graph(x: Tensor) -> Iterator[None]:
     """As `isolated`, and without gradients."""
     with isolated(x), torch.no_grad():
         yield
-
-
-def _is(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether it is one of these, also where a program of torch.export keeps but the name of its type."""
-    if isinstance(module, kinds):
-        return True
-    name = getattr(module, "_ty", None)
-    return isinstance(name, str) and name in {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
 
 
 def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | None = None) -> list[_Event]:
@@ -260,7 +257,7 @@ def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | No
     seen = [
         (shape[2], shape[3])
         for _, module, shape in returned
-        if _is(module, (nn.Conv2d,)) and len(shape) == 4 and shape[2] * shape[3] > 1
+        if _is(module, nn.Conv2d) and len(shape) == 4 and shape[2] * shape[3] > 1
     ]
     # A square matrix with a row and a column for each token is attention, not a picture.
     counts = {shape[1] for _, _, shape in returned if len(shape) == 3} | {h * w for h, w in seen}
@@ -319,7 +316,7 @@ def _chosen(
     last = None
     runs = Counter(event.name for event in events)
     for index, event in enumerate(events):
-        conv = _is(event.module, (nn.Conv2d,)) and event.layout is not None and event.layout.kind == "maps"
+        conv = _is(event.module, nn.Conv2d) and event.layout is not None and event.layout.kind == "maps"
         if conv and not event.is_final and runs[event.name] == 1:
             last = index
     weighted = [
@@ -362,9 +359,7 @@ def _by_convolution(model: nn.Module, events: list[_Event], last: int, x: Tensor
     grid = events[last].shape[2:]
     usable = {id(event) for event in _usable(events) if event.layout and event.layout.kind == "maps"}
     fit = [
-        (index, event)
-        for index, event in enumerate(events)
-        if id(event) in usable and not isinstance(event.module, _PASSIVE)
+        (index, event) for index, event in enumerate(events) if id(event) in usable and not _is(event.module, _PASSIVE)
     ]
     ends = [event for index, event in fit if index >= last and event.shape[2:] == grid]
     before = [event for index, event in fit if not (index >= last and event.shape[2:] == grid)]

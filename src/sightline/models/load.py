@@ -13,10 +13,11 @@ from PIL import Image
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
-from sightline.models import bundled, checkpoint, layers, onnx, program, timm, torchvision, transformers
+from sightline.models import bundled, checkpoint, keras, layers, onnx, program, timm, torchvision, transformers
 from sightline.models.adapter import Adapter, adapt
 from sightline.models.fold import fold
 from sightline.models.given import Given
+from sightline.models.keras_module import is_keras
 from sightline.models.preprocess import specified
 from sightline.models.weights import read_stored
 
@@ -26,6 +27,7 @@ SOURCES: dict[str, Callable[[str, Given], Adapter]] = {
     "torchvision": torchvision.build,
     "timm": timm.build,
     "hf": transformers.build,
+    "keras": keras.build,
 }
 
 
@@ -38,7 +40,11 @@ FILES: dict[str, Callable[[Path, Given], Adapter]] = {
     **dict.fromkeys(checkpoint.SUFFIXES, _weights),
     ".pt2": program.build_file,
     ".onnx": onnx.build_file,
+    ".keras": keras.build_archive,
 }
+# Sources whose weights come in a format of their own, which they read themselves.
+_OWN_FORMATS = ("keras",)
+_ARCHIVE = ".keras"
 
 
 def load_model(
@@ -56,9 +62,10 @@ def load_model(
 
     Args:
         model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny",
-            "hf:microsoft/resnet-18" (a repository of the Hugging Face hub, or a folder in its format), a file or
-            folder, or a module or function (see `adapt`). `sightline models` lists the sources.
-        weights: a local state dict (.safetensors, .pt, .pth, .ckpt) instead of the official weights; a head of another size
+            "hf:microsoft/resnet-18" (a repository of the Hugging Face hub, or a folder in its format), "keras:ResNet50", a file
+            or folder, or a module, Keras model or function (see `adapt`). `sightline models` lists the sources.
+        weights: a local state dict (.safetensors, .pt, .pth, .ckpt; for Keras .weights.h5, .h5, .keras) instead of the
+            official weights; a head of another size
             is found from it.
         random_weights: leave the weights random, to try things out; every result says so.
         num_classes: size of the head, where nothing else tells it.
@@ -81,16 +88,19 @@ def load_model(
             raise ModelError(
                 "a module or function has its own weights and classes; weights, random_weights and num_classes are for names"
             )
+        if is_keras(model):
+            return keras.live(model, preprocess=preprocess, labels=labels)
         return adapt(model, preprocess=_function(preprocess), labels=labels)
     if model == "bundled" and (weights is not None or random_weights or num_classes is not None):
         raise ModelError(
             "the bundled model has its own weights and classes; for others: --model timm:tf_efficientnet_lite0 --weights FILE"
         )
-    known = given(weights, random_weights, num_classes, labels, preprocess, trust_code)
+    known = given(model, weights, random_weights, num_classes, labels, preprocess, trust_code)
     return _ready(build(model, known), for_layer)
 
 
 def given(
+    model: str | Path,
     weights: str | Path | None = None,
     random_weights: bool = False,
     num_classes: int | None = None,
@@ -105,8 +115,10 @@ def given(
         raise ModelError(
             "preprocess as a function is for modules and functions; for a name give the parts that differ, such as {'size': 320}"
         )
+    own_format = str(model).partition(":")[0] in _OWN_FORMATS or str(model).endswith(_ARCHIVE)
     return Given(
-        weights=None if weights is None else read_stored(Path(weights)),
+        weights=None if weights is None or own_format else read_stored(Path(weights)),
+        path=Path(weights) if weights is not None and own_format else None,
         random_weights=random_weights,
         num_classes=_count(num_classes),
         labels=_names(labels),

@@ -50,7 +50,7 @@ def made(
         ModelError: more or fewer class names than classes, or a preprocessing that can't be.
     """
     stored = given.weights
-    own = stored is not None and "weights" not in origin
+    own = (stored is not None or given.path is not None) and "weights" not in origin
     facts = [one for one in found if one.what not in ("preprocessing", "class names")]
     told = {one.what: one for one in found}
     how = Finding("preprocessing", shown(preprocessing), "its own")
@@ -116,7 +116,7 @@ def _named(
 
 def guesses(facts: Sequence[Finding]) -> tuple[str, ...]:
     """What every picture must say about a model of which something is guessed."""
-    guessed = [one.what for one in facts if one.guessed]
+    guessed = [f"{one.what} ({one.origin})" if len(one.origin) <= 90 else one.what for one in facts if one.guessed]
     return (f"guessed, because nothing says it: {', '.join(guessed)} (sightline doctor tells more)",) if guessed else ()
 
 

@@ -33,6 +33,11 @@ def build_file(path: Path, given: Given) -> Adapter:
         module: nn.Module = torch.export.unflatten(exported)
     except Exception as error:  # whatever the program does
         raise ModelError(f"{path} can't be opened as an exported program: {error}") from error
+    for one in module.modules():
+        name = str(getattr(one, "_ty", ""))  # all that is left of what it was
+        kind = getattr(nn, name.rpartition(".")[2], None)
+        if isinstance(kind, type) and f"{kind.__module__}.{kind.__qualname__}" == name:
+            one.__dict__["stands_for"] = kind
     shapes = [
         tuple(one.meta["val"].shape)
         for one in exported.graph.nodes

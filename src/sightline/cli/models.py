@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.output import say, waiting
+from sightline.cli.output import say, table, waiting
 from sightline.errors import ModelError, did_you_mean
 
 
@@ -30,15 +30,30 @@ def run(
             known += [f"keras:{name}" for name in architectures()]
     if not search:
         counts = {kind: sum(name.startswith(f"{kind}:") for name in known) for kind in ("torchvision", "timm")}
-        say("bundled            EfficientNet-Lite0, 1,000 ImageNet classes, works offline")
-        say(
-            f"torchvision:NAME   {counts['torchvision']} classifiers, such as torchvision:resnet50; list: sightline models torchvision"
+        table(
+            ["--model", "what it is", "to list or install"],
+            [
+                ("bundled", "EfficientNet-Lite0, 1,000 ImageNet classes, works offline", ""),
+                (
+                    "torchvision:resnet50",
+                    f"{counts['torchvision']} classifiers of torchvision",
+                    "sightline models torchvision",
+                ),
+                ("timm:convnext_tiny", f"{counts['timm']} models of timm", "sightline models timm"),
+                ("hf:microsoft/resnet-18", "image classifiers of the Hugging Face hub", "extra transformers"),
+                ("keras:ResNet50", "keras.applications, on torch", "sightline models keras; extra keras"),
+                ("my.safetensors, .pt, .ckpt", "your own weights; the network is found", ""),
+                ("folder", "as save_pretrained writes it, or with one weights file", "extra transformers"),
+                ("my.keras", "a Keras model", "extra keras"),
+                ("my.onnx", "any ONNX classifier, as a black box", "extra onnx"),
+                ("my.pt2", "a program of torch.export, with --trust-code", ""),
+            ],
         )
-        say(f"timm:NAME          {counts['timm']} models, such as timm:convnext_tiny; list: sightline models timm")
+        say()
         say(
-            "keras:NAME         keras.applications on torch (extra keras), such as keras:ResNet50; list: sightline models keras"
+            "Official weights are fetched when the hub can be reached; --weights FILE takes a local state dict instead."
         )
-        say("Official weights are fetched when the hub can be reached; --weights FILE takes a local state dict.")
+        say("What was found of a model, and what is guessed: sightline doctor --model MODEL")
         return
     found = [name for name in known if search.lower() in name.lower()]
     if not found:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sightline._optional import require
 from sightline.cli.output import say, waiting
 
 
@@ -42,12 +43,7 @@ def run(
     examples: Annotated[Path | None, typer.Option("--examples", metavar="DIR", help="Pictures to choose from.")] = None,
 ) -> None:
     """Ask a model why, in a browser. Stop it with Ctrl-C."""
-    from importlib.util import find_spec
-
-    from sightline.errors import MissingExtraError
-
-    if find_spec("gradio") is None:
-        raise MissingExtraError("the web app needs the extra `app`: pip install 'sightline[app]'")
+    require(["gradio"], "app", "the web app")
     with waiting("starting"):
         from sightline.app.serve import run as serve
     serve(

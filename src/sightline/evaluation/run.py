@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 import sightline
+from sightline._optional import require
 from sightline.attribution import Model, adapter_of
 from sightline.engine.probe import MEMORY_MB
 from sightline.errors import (
@@ -21,7 +22,6 @@ from sightline.errors import (
     LayerError,
     MethodError,
     MetricError,
-    MissingExtraError,
     OutputError,
     SightlineError,
 )
@@ -97,7 +97,7 @@ def evaluate(
         MissingExtraError: pyarrow or scipy is missing (the extra `evaluate`).
         SightlineError: nothing could be evaluated; the message says why. A picture that fails is a row with its reason.
     """
-    _check_extra()
+    require(["pyarrow", "scipy"], "evaluate", "comparing methods")  # said before hours of work, not after
     labels = str(labels)
     if layer == "all":
         raise LayerError("'all' is for compare; name one layer to evaluate, or leave it out")
@@ -290,14 +290,3 @@ def _code(method: Method) -> dict[str, str]:
 def _state(path: Path) -> list[int]:
     found = path.lstat()
     return [found.st_size, found.st_mtime_ns]
-
-
-def _check_extra() -> None:
-    """Said before hours of work, not after."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("pyarrow", "scipy") if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f"comparing methods needs the extra `evaluate` ({' and '.join(missing)}): pip install 'sightline[evaluate]'"
-        )

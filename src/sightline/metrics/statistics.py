@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sightline.errors import MetricError, MissingExtraError, NonFiniteError
+from sightline._optional import optional
+from sightline.errors import MetricError, NonFiniteError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Better = Literal["higher", "lower"]
@@ -348,7 +349,7 @@ def _mean_ranks(placed: Array) -> Array:
 
 
 def _friedman_p(placed: Array) -> float:
-    stats = _scipy_stats()
+    stats = optional("scipy.stats", "evaluate", "comparing several methods")
     count, methods = placed.shape
     spread = (placed**2).sum() - count * methods * (methods + 1) ** 2 / 4
     if spread <= 0:  # sums of quarters, exact: all are tied on every image
@@ -359,14 +360,8 @@ def _friedman_p(placed: Array) -> float:
 
 @lru_cache(maxsize=64)
 def _nemenyi_q(alpha: float, methods: int) -> float:
-    return float(_scipy_stats().studentized_range.ppf(1 - alpha, methods, np.inf)) / math.sqrt(2)
-
-
-def _scipy_stats() -> Any:
-    try:
-        from scipy import stats  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError as error:
-        raise MissingExtraError(
-            "comparing several methods needs the extra `evaluate`: pip install 'sightline[evaluate]'"
-        ) from error
-    return stats
+    return float(
+        optional("scipy.stats", "evaluate", "comparing several methods").studentized_range.ppf(
+            1 - alpha, methods, np.inf
+        )
+    ) / math.sqrt(2)

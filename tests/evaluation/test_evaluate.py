@@ -377,7 +377,7 @@ def test_without_the_extra_it_is_said_before_anything_is_done(
     run: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else real(name))
+    monkeypatch.setattr("sightline._optional.find_spec", lambda name: None if name == "pyarrow" else real(name))
     with pytest.raises(MissingExtraError, match=r"\(pyarrow\): pip install 'sightline\[evaluate\]'"):
         run()
     assert not (tmp_path / "out").exists()

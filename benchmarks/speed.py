@@ -12,10 +12,12 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -368,7 +370,87 @@ def speed_of_transformers(rounds: int, device: str) -> str:
     return table(["ViT-B/16, batch 8", "method", "of a forward", "time"], rows)
 
 
-def speed_of_keras(rounds: int) -> str:
+def speed_of_sources(rounds: int) -> str:
+    """What it costs to reach a model through its source: reading a file, one forward, and grad-cam on Keras."""
+    return "\n".join([_loading(rounds), _adapters(rounds), _keras(rounds)])
+
+
+def _loading(rounds: int) -> str:
+    """A state dict of 94 MB: torch.load alone, the usual three lines, and ours with hash, checks and the network built."""
+    from safetensors.torch import save_file
+    from torchvision import models
+
+    from sightline.models.given import Given
+    from sightline.models.load import build
+    from sightline.models.weights import read_stored
+
+    torch.manual_seed(0)
+    state = models.resnet50(num_classes=10).state_dict()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path, safe = Path(folder, "resnet50.pth"), Path(folder, "resnet50.safetensors")
+        torch.save(state, path)
+        save_file(state, safe)
+
+        def usual() -> object:
+            model = models.resnet50(num_classes=10)
+            return model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+
+        runs: dict[str, Run] = {
+            "torch.load": lambda: torch.load(path, weights_only=True, map_location="cpu"),
+            "read_stored, with its sha256 and checks": lambda: read_stored(path),
+            "the same of safetensors": lambda: read_stored(safe),
+            "build the network, torch.load, load_state_dict": usual,
+            "torchvision:resnet50 with these weights": lambda: build(
+                "torchvision:resnet50", Given(weights=read_stored(path))
+            ),
+        }
+        found = ratios(runs, rounds)
+    for name, one in found.items():
+        rows.append([name, f"{one[3] * 1000:.0f} ms", shown(one)])
+        print(rows[-1], flush=True)
+    return table(["94 MB of weights", "time", "of torch.load"], rows)
+
+
+def _adapters(rounds: int) -> str:
+    """One forward through an adapter beside the same network as its own library runs it."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    import keras
+    from torchvision import models
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    import sightline
+
+    x = torch.rand(8, 3, 224, 224)
+    pictures = x.permute(0, 2, 3, 1).contiguous()
+    torch.manual_seed(0)
+    tv = models.resnet50().eval()
+    hf = ResNetForImageClassification(ResNetConfig()).eval()
+    of_keras = keras.applications.ResNet50(weights=None, classifier_activation=None)
+    pairs: dict[str, tuple[Run, Any]] = {
+        "torchvision resnet50": (lambda: tv(x), sightline.adapt(tv)),
+        "transformers ResNet-50": (lambda: hf(x).logits, sightline.adapt(hf)),
+        "a function around resnet50": (lambda: tv(x), sightline.adapt(lambda images: tv(images))),
+        "Keras ResNet50": (lambda: of_keras(pictures, training=False), sightline.adapt(of_keras)),
+    }
+    rows = []
+    for name, (plain, adapter) in pairs.items():
+
+        def eager(run: Run = plain) -> object:
+            with torch.inference_mode():
+                return run()
+
+        def through(adapter: Any = adapter) -> object:
+            with torch.inference_mode():
+                return adapter.logits(adapter.module(x))
+
+        found = ratios({"eager": eager, "adapter": through}, rounds)
+        rows.append([name, f"{found['eager'][3] * 1000:.0f} ms", shown(found["adapter"])])
+        print(rows[-1], flush=True)
+    return table(["forward, batch 8", "eager", "through the adapter"], rows)
+
+
+def _keras(rounds: int) -> str:
     """A Keras model on torch beside its own forward, which has its channels last as Keras' own pictures."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
     import keras
@@ -648,7 +730,7 @@ def main() -> None:
         "Vision transformers": lambda: (
             speed_of_transformers(rounds, "cpu") + "\n" + memory(vit, "timm's ViT-B/16, batch 8")
         ),
-        "Keras": lambda: speed_of_keras(rounds),
+        "Sources": lambda: speed_of_sources(rounds),
         "Metrics": lambda: speed_of_metrics(rounds),
         "Memory": lambda: memory(peers, "resnet50, batch 32"),
         "Start": start_up,

@@ -332,7 +332,7 @@ def _heatmap(
     said = [*dict.fromkeys(notes), *common]
     for one, special in zip(captures, about, strict=True):
         said += [f"at layer {one.layer}: {notice}" for notice in special if notice not in common]
-    said += _about_prediction(asked, looked.predictions, captured)
+    said += _about_prediction(asked, looked.predictions, captured, gradients=method.needs != "scores")
     whole = method.needs in WHOLE
     chosen = len(captures) == 1 and captured.layer == adapter.layer
     said += _about_sight(adapter, view, "" if whole else captured.layer)
@@ -384,7 +384,9 @@ def _about_sight(adapter: Adapter, view: View, layer: str) -> list[str]:
     return said
 
 
-def _about_prediction(asked: Asked, predictions: tuple[Prediction, ...], captured: Capture) -> list[str]:
+def _about_prediction(
+    asked: Asked, predictions: tuple[Prediction, ...], captured: Capture, gradients: bool
+) -> list[str]:
     said = []
     if predictions and asked.index is not None and len(predictions) > 1:
         first = predictions[0]
@@ -397,7 +399,8 @@ def _about_prediction(asked: Asked, predictions: tuple[Prediction, ...], capture
     if len(predictions) == 1 and predictions[0].probability < 0.5:
         said.append(f"the model says no: {predictions[0].label!r} has {percent(predictions[0].probability)}")
     if len(predictions) > 1 and is_normalised(table(captured.output)):
-        said.append("the model returns probabilities, whose gradients vanish when it is sure; take its softmax off")
+        which = "whose gradients vanish" if gradients else "which hardly fall"
+        said.append(f"the model returns probabilities, {which} when it is sure; take its softmax off")
     elif len(predictions) > 1 and are_independent(table(captured.output)):
         said.append(
             "the model's outputs all lie between 0 and 1 and are read as a probability each, which need not sum to 1"

@@ -38,7 +38,7 @@ def test_a_photograph_is_explained_and_the_map_is_that_of_the_torch_model(cli: R
     assert result.code == 0, result.err
     assert "occlusion for class 2" in result.out
     assert "nothing says it: preprocessing" in result.out
-    x, _ = standard((56, 56), 56, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))(
+    x, _ = standard((56, 56), 64, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))(
         Image.open(DEMO).convert("RGB")
     )
     double = seeded(Plain).double()

@@ -111,7 +111,7 @@ def test_logits_are_those_of_torch(exported: Path) -> None:
 
 def test_its_map_is_that_of_the_torch_model(exported: Path) -> None:
     found = sightline.explain(DEMO, str(exported), options={"patch": 8, "stride": 4}, target=2)
-    x, _ = standard((32, 32), 32, **IMAGENET)(Image.open(DEMO).convert("RGB"))
+    x, _ = standard((32, 32), 37, **IMAGENET)(Image.open(DEMO).convert("RGB"))
     double = seeded(Plain).double()
 
     def score(pixels: Any) -> float:
@@ -157,7 +157,7 @@ def test_channels_may_come_last(tmp_path: Path) -> None:
 def test_whole_numbers_get_the_pictures_own_colours(tmp_path: Path) -> None:
     path = built(tmp_path / "m.onnx", ("N", 3, 8, 8), BYTES)
     photo = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    adapter = sightline.load_model(path)
+    adapter = sightline.load_model(path, preprocess={"resize": 8})
     looked = sightline.look(photo, adapter)
     wanted = torch.from_numpy(photo.mean(axis=(0, 1))) * torch.tensor([1.0, 2, 3])
     assert torch.allclose(looked.captures[0].output.double(), wanted[None], rtol=0, atol=1e-3)

@@ -11,6 +11,11 @@ from pathlib import Path
 from sightline.cli.model import Chosen, takes_a_model
 from sightline.cli.output import plain, say, table, waiting
 
+SAYING = {
+    "architecture": "--model timm:NAME --weights FILE",
+    "preprocessing": "--preprocess NAME=VALUE, again for more: size, resize, fit, interpolation, mean, std",
+    "class names": "--class-names FILE",
+}
 DEMO = Path(__file__).parents[1] / "data" / "demo" / "cat.jpg"
 
 
@@ -63,9 +68,9 @@ def run(model: Chosen) -> None:
         f"a photograph of a cat: {plain(says)}; {heatmap.method} in {time.perf_counter() - started:.2f} s, strongest at {heatmap.peak}"
     )
     guessed = [one.what for one in adapter.found if one.guessed]
-    if guessed:
-        say(
-            f"it works, but {' and '.join(guessed)} {'is' if len(guessed) == 1 else 'are'} guessed: --preprocess, --class-names and --model say them"
-        )
-    else:
+    if not guessed:
         say("all is well")
+        return
+    say(f"it works, but {' and '.join(guessed)} {'is' if len(guessed) == 1 else 'are'} guessed. To say what is right:")
+    for what in guessed:
+        say(f"  {what}: {SAYING.get(what, 'bring the network itself, in Python: sightline.adapt(module)')}")

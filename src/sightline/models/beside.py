@@ -13,7 +13,8 @@ from typing import Any
 from sightline.errors import ModelError
 from sightline.models.given import Stored, Told
 
-_LARGEST = 5_000_000
+_LARGEST, _LARGEST_YAML = 5_000_000, 200_000
+_DEEPEST = 3
 _MOST_NAMES = 1_000_000
 # What people and programs call these things, the commonest first.
 _ARCHITECTURE = ("architecture", "arch", "model_name", "model", "backbone", "encoder", "net")
@@ -66,7 +67,7 @@ def names_in(text: str, origin: str) -> list[str]:
                 f"{origin} holds no class names; expected a list of names, or numbers 0, 1, ... with names"
             )
         return names
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip()[:200] for line in text.split("\n")]
     while lines and not lines[-1]:
         lines.pop()
     if not lines or not all(lines) or len(lines) > _MOST_NAMES:
@@ -98,15 +99,19 @@ def _json(path: Path) -> Any:
 def _yaml(path: Path) -> Any:
     import yaml
 
+    text = _text(path) if path.stat().st_size <= _LARGEST_YAML else ""
     try:
-        return yaml.safe_load(_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        # Aliases let a small file stand for an endless one, and no configuration needs them.
+        if any(isinstance(one, yaml.AliasEvent) for one in yaml.parse(text, Loader=yaml.SafeLoader)):
+            return {}
+        return yaml.safe_load(text)
+    except Exception:  # a hostile file makes the reader raise whatever it likes
         return {}
 
 
-def _take(about: Any, origin: str, found: Told) -> None:
+def _take(about: Any, origin: str, found: Told, depth: int = 0) -> None:
     """Reads one mapping, and what is usual inside of it."""
-    if not isinstance(about, Mapping):
+    if not isinstance(about, Mapping) or depth > _DEEPEST:
         return
     for key in _ARCHITECTURE:
         name = about.get(key)
@@ -121,7 +126,7 @@ def _take(about: Any, origin: str, found: Told) -> None:
         found.preprocessing.append((parts, origin))
     for key in _INSIDE:
         if key in about:
-            _take({**about[key]} if isinstance(about[key], Mapping) else None, origin, found)
+            _take(about[key], origin, found, depth + 1)
 
 
 def _listed(names: Any) -> list[str] | None:
@@ -133,7 +138,7 @@ def _listed(names: Any) -> list[str] | None:
             numbered = {int(index): name for index, name in names.items()}
         except (TypeError, ValueError):
             return None
-        if sorted(numbered) != list(range(len(numbered))):
+        if len(numbered) != len(names) or sorted(numbered) != list(range(len(numbered))):
             return None
         names = [numbered[index] for index in range(len(numbered))]
     if not isinstance(names, list | tuple) or not 0 < len(names) <= _MOST_NAMES:
@@ -154,6 +159,6 @@ def _preprocessing(about: Mapping[str, Any]) -> dict[str, Any]:
         size = list(size)[-2:][::-1] if len(size) in (2, 3) else None
     if size:
         parts["size"] = size
-        if isinstance(crop, int | float) and isinstance(size, int) and 0.1 <= crop <= 1:
+        if isinstance(crop, int | float) and isinstance(size, int) and 0 < size < 10_000 and 0.1 <= crop <= 1:
             parts["resize"] = int(size / crop)
     return parts

@@ -71,7 +71,7 @@ def build_file(path: Path, given: Given, build: Build) -> Adapter:
     chosen = first.found[0]
     if others and not chosen.value.startswith("torchvision:"):
         raise ModelError(
-            f"{path.name} fits {chosen.value} and {few(others)}, which have tensors of the same shapes and compute differently; "
+            f"{path.name} fits {', '.join([chosen.value, *others[:4]])}, which have tensors of the same shapes and compute differently; "
             f"say which one it was made with: --model {chosen.value} --weights {path}"
         )
     if alike:
@@ -89,7 +89,11 @@ def weights_in(folder: Path) -> Path:
     Raises:
         ModelError: there is none, or several of which none has a usual name.
     """
-    found = sorted(one for one in folder.iterdir() if one.suffix in SUFFIXES and one.is_file())
+    home = folder.resolve()
+    # A link that leads out of the folder is not part of it.
+    found = sorted(
+        one for one in folder.iterdir() if one.suffix in SUFFIXES and one.is_file() and one.resolve().parent == home
+    )
     usual = [one for name in _USUAL for one in found if one.name == name]
     if len(found) != 1 and not usual:
         names = few([one.name for one in found])

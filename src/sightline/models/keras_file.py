@@ -31,7 +31,7 @@ _HOMES = ("activations", "attention", "convolutional", "merging", "normalization
           "core.dense", "core.einsum_dense", "core.embedding", "core.identity", "core.input_layer", "core.masking",
           "preprocessing.image_preprocessing", "preprocessing.normalization", "preprocessing.rescaling")  # fmt: skip
 # More numbers than any layer gives for one picture.
-_MOST_GIVEN = 1_000_000_000
+_MOST_GIVEN = 50_000_000
 _MODELS = ("Functional", "Sequential", "Model")
 # Plain values that Keras writes as objects.
 _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__ellipsis__", "__slice__", "__bytes__", "__tuple__")

@@ -138,11 +138,20 @@ def build(model: str | Path, known: Given) -> Adapter:
     looks_so = path.suffix in FILES or isinstance(model, Path) or ("/" in model and not name)
     if os.path.exists(path) or (looks_so and str(model).isprintable()):
         return _of_file(path, known)
-    near = did_you_mean(str(model), ["bundled", *(f"{kind}:{name or source}" for kind in SOURCES if kind != "bundled")])
+    near = did_you_mean(str(model), ["bundled", *_known(name or source)], count=3)
     sources = ", ".join(f"'{kind}:NAME'" for kind in SOURCES if kind != "bundled")
     raise ModelError(
         f"unknown model {str(model)!r}; expected 'bundled', {sources}, a file or a folder.{near} List them: sightline models"
     )
+
+
+def _known(name: str) -> list[str]:
+    """The models of the two large libraries that are called so, or nearly so."""
+    import timm as library
+
+    exact = [("torchvision", torchvision.names()), ("timm", library.list_models())]
+    found = [f"{kind}:{name}" for kind, names in exact if name in names]
+    return found or [f"{kind}:{one}" for kind, names in exact for one in names]
 
 
 def _of_file(path: Path, given: Given) -> Adapter:
@@ -153,6 +162,13 @@ def _of_file(path: Path, given: Given) -> Adapter:
         return transformers.build_folder(path, given)
     if path.is_dir():
         return _of_file(checkpoint.weights_in(path), given)
+    if path.name.endswith(".pth.tar"):  # as timm's and PyTorch's examples name a checkpoint
+        return FILES[".pth"](path, given)
+    if path.suffix in (".h5", ".hdf5"):
+        raise ModelError(
+            f"{path} holds Keras weights without a network: --model keras:NAME --weights {path}; or save the model as .keras, "
+            "or give the live model in Python: sightline.load_model(model)"
+        )
     if path.suffix not in FILES:
         raise ModelError(f"{path} is no model file; expected one that ends in {', '.join(FILES)}, or a folder with one")
     return FILES[path.suffix](path, given)

@@ -13,6 +13,8 @@ from sightline.models.adapter import Adapter
 from sightline.models.given import Finding, Given
 from sightline.models.preprocess import Preprocess, specified
 
+# What nearly every classifier of photographs was trained with.
+IMAGENET: Mapping[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 RANDOM = "random weights: the model has learnt nothing, so neither its answer nor this map means anything"
 OFFLINE = (
     "Without a network: --model bundled works offline; --weights FILE (weights=...) takes a local state dict; "
@@ -68,7 +70,11 @@ def made(
         preprocess=take,
         labels=names,
         provenance=dict(origin) | {"random_weights": given.random_weights, "preprocessing": spec},
-        notes=((RANDOM,) if given.random_weights else ()) + guesses(facts),
+        notes=(
+            *((RANDOM,) if given.random_weights else ()),
+            *guesses(facts),
+            *(f"{one.value} are left out: {one.origin}" for one in who if one.what == "left out"),
+        ),
         found=tuple(facts),
     )
 
@@ -84,7 +90,9 @@ def _prepared(
         except ModelError as error:
             origin = f"{origin}; what {where} says is left out: {error}"
             continue
-        guessed, origin = False, where
+        open_ = [part for part in ("size", "mean", "std", "interpolation") if part not in said]
+        guessed = bool(open_)
+        origin = f"{where}; {' and '.join(open_)} {origin}" if open_ else where
         break
     if given.preprocess:
         guessed, origin = False, f"given, over {origin}"
@@ -112,6 +120,13 @@ def _named(
         names = tuple(labels)
         return names, [*left, Finding("class names", few(names), "those of the official weights", guessed)]
     return None, [*left, Finding("class names", "unknown", "nothing says them: --class-names FILE (labels=[...])")]
+
+
+def usual(size: tuple[int, int], colours: Mapping[str, Any] = IMAGENET) -> dict[str, Any]:
+    """The preprocessing that is usual for an input of this size (width, height): 7/8 of the scaled picture, cut from its middle."""
+    if size[0] != size[1]:
+        return {"size": size, "resize": size, "fit": "exact", "interpolation": "bilinear", **colours}
+    return {"size": size, "resize": round(size[0] * 8 / 7), "fit": "shorter", "interpolation": "bilinear", **colours}
 
 
 def guesses(facts: Sequence[Finding]) -> tuple[str, ...]:

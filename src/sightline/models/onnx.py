@@ -19,10 +19,11 @@ from sightline.errors import ModelError
 from sightline.models.adapter import Adapter, black_box
 from sightline.models.black_box import BlackBox
 from sightline.models.given import Finding, Given
-from sightline.models.made import few, imagenet_labels, made, shown
+from sightline.models.made import IMAGENET, few, imagenet_labels, made, shown, usual
 from sightline.models.preprocess import specified
 
 MAX_BYTES = 2**31 - 1  # what the format itself allows a file without others beside it
+_MOST_AT_ONCE, _LARGEST_SIDE = 256, 4096
 _MAX_NAMES = 1_000_000  # bytes of metadata that are read as class names
 _AS_FUNCTION = "ask it in a function of your own: sightline.adapt(function, preprocess=...)"
 # What is fed in, by onnxruntime's name for it.
@@ -32,7 +33,6 @@ _TYPES = {
     "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8,
 }
-_IMAGENET: Mapping[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _UP_TO_ONE: Mapping[str, Any] = {"mean": 0.0, "std": 1.0}
 _UP_TO_255: Mapping[str, Any] = {"mean": 0.0, "std": 1 / 255}
 
@@ -209,6 +209,10 @@ def _input(session: Any, name: str) -> _Input:
             f"{name} takes {said or 'nothing'}; expected one batch of pictures (N, 3, H, W). If it takes more, {_AS_FUNCTION}"
         )
     batch, *sides = (one if isinstance(one, int) and one > 0 else 0 for one in inputs[0].shape)
+    if batch > _MOST_AT_ONCE or any(side > _LARGEST_SIDE for side in sides):
+        raise ModelError(
+            f"{name} takes {said}; at most {_MOST_AT_ONCE} pictures at once of {_LARGEST_SIDE:,} pixels a side are fed to it"
+        )
     channels_last = sides[2] == 3 and sides[0] != 3
     if not channels_last and sides[0] not in (0, 3):
         raise ModelError(f"{name} takes {said}; photographs have 3 channels. To make others of them, {_AS_FUNCTION}")
@@ -244,13 +248,12 @@ def _preprocessing(takes: _Input, about: Mapping[str, str], given: Given, name: 
     elif about.get("author") == "Ultralytics":
         colours, origin = _UP_TO_ONE, "as Ultralytics' classifiers take it"
     else:
-        colours, origin = _IMAGENET, "what is usual for ImageNet"
+        colours, origin = IMAGENET, "what is usual for ImageNet"
     own: dict[str, Any] = {"size": (1, 1), "resize": 1, "fit": "shorter", "interpolation": "bilinear", **colours}
     size = specified(own, {"size": takes.size} | dict(parts))[1]["size"]
     if any(fixed not in (0, side) for fixed, side in zip(takes.size, size, strict=True)):
         raise ModelError(f"{name} takes pictures of {_sides(takes.size)} pixels, and not of {_sides(size)}")
-    square = size[0] == size[1]
-    own |= {"size": size, "resize": size[0] if square else size, "fit": "shorter" if square else "exact"}
+    own = usual(size, colours)
     given_whole = {"mean", "std"} <= set(parts)
     where = "given" if given_whole else f"{origin}; the file itself says at most the size"
     return own, Finding("preprocessing", shown(specified(own, parts)[1]), where, guessed=not given_whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -131,7 +132,7 @@ def specified(own: Mapping[str, Any], given: Mapping[str, Any] | None = None) ->
 def _part(part: str, value: Any) -> Any:
     if part in _WORDS:
         if value not in _WORDS[part]:
-            raise ModelError(f"preprocessing {part}={value!r}; expected one of {', '.join(_WORDS[part])}")
+            raise ModelError(f"preprocessing {part}={reprlib.repr(value)}; expected one of {', '.join(_WORDS[part])}")
         return value
     numbers = [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
     if isinstance(numbers, str):
@@ -140,19 +141,19 @@ def _part(part: str, value: Any) -> Any:
         except ValueError:
             numbers = []
     if not isinstance(numbers, list | tuple) or not all(
-        isinstance(one, int | float) and math.isfinite(one) for one in numbers
+        isinstance(one, int | float) and abs(one) <= 1e9 for one in numbers
     ):
         numbers = []
     if part in ("size", "resize"):
         sides = [int(one) for one in numbers if one == int(one) and 1 <= one <= 8192]
         if len(sides) not in (1, 2) or len(sides) != len(numbers):
             raise ModelError(
-                f"preprocessing {part}={value!r}; expected pixels, such as 224, or width and height: [320,240]"
+                f"preprocessing {part}={reprlib.repr(value)}; expected pixels, such as 224, or width and height: [320,240]"
             )
         return sides[0] if part == "resize" and len(sides) == 1 else (sides[0], sides[-1])
     if len(numbers) not in (1, 3) or (part == "std" and min(numbers) <= 0):
         raise ModelError(
-            f"preprocessing {part}={value!r}; expected one number or three, of channels in 0..1, such as [0.5,0.5,0.5]"
+            f"preprocessing {part}={reprlib.repr(value)}; expected one number or three, of channels in 0..1, such as [0.5,0.5,0.5]"
         )
     return tuple(float(one) for one in (numbers * 3 if len(numbers) == 1 else numbers))
 

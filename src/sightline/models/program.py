@@ -11,9 +11,6 @@ from sightline.models.adapter import Adapter
 from sightline.models.given import Finding, Given
 from sightline.models.made import made
 
-# What nearly every classifier of photographs was trained with.
-_USUAL = {"fit": "shorter", "interpolation": "bilinear", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
 
 def build_file(path: Path, given: Given) -> Adapter:
     """The network in an exported program, with its modules and their hooks back.
@@ -50,7 +47,13 @@ def build_file(path: Path, given: Given) -> Adapter:
         Finding("architecture", f"a program of torch.export, input {shapes[0]}", path.name),
         Finding("weights", "inside the program", path.name),
     )
-    own = {**_USUAL, "size": size, "resize": size, "fit": "exact"}
     return made(
-        path.name, module, given, own, None, {"source": "torch.export", "architecture": path.name}, found, usual=True
+        path.name,
+        module,
+        given,
+        usual_for(size),
+        None,
+        {"source": "torch.export", "architecture": path.name},
+        found,
+        usual=True,
     )

@@ -119,7 +119,11 @@ def _described(config: Mapping[str, Any]) -> tuple[Any, Any]:
     )
 
     model_type, known = config.get("model_type"), MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    if not isinstance(model_type, str) or model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known or model_type == "timm_wrapper":
+        if model_type == "timm_wrapper":  # whose arguments name files
+            raise ModelError(
+                f"{CONFIG} wraps a network of timm without naming it; expected 'architecture' as timm writes it"
+            )
         code = " Its own code (auto_map) isn't run." if "auto_map" in config else ""
         near = did_you_mean(str(model_type)[:80], known)
         raise ModelError(

@@ -11,9 +11,10 @@ import re
 import threading
 import zipfile
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +29,11 @@ from sightline.models.given import Finding, Given, Stored
 _LOCK = threading.Lock()
 MAX_BYTES = 20_000_000_000
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
-_MAX_PICKLE = 100_000_000
+_MAX_PICKLE = 50_000_000
+# A state dict of 100,000 tensors takes some 3 million steps.
+_MOST_OPERATIONS, _MOST_WITH_SIZES = 5_000_000, 200_000
+_MOST_VALUES = 200_000
+_MOST_PARTS = 16
 # A file of before torch 1.6: magic number, protocol, system, contents, keys; the numbers follow.
 _LEGACY_PICKLES = 5
 _NEEDED = re.compile(
@@ -77,12 +82,11 @@ def _opened(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     _check_archive(path)
     try:
         # What training scripts keep their arguments in; a namespace is but a name for a dictionary.
-        with quiet(), _LOCK, torch.serialization.safe_globals([Namespace]):
+        with quiet(), _LOCK, ExitStack() as trusted:
+            if Namespace not in torch.serialization.get_safe_globals():  # else it would be taken from the user
+                trusted.enter_context(torch.serialization.safe_globals([Namespace]))
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            if file.read(1) not in (b"P", b"\x80"):  # neither an archive nor a pickle: a web page, a pointer, a note
-                raise WeightsError(f"{path} is no weights file") from error
         raise WeightsError(
             f"{path} holds code (a whole pickled module?), not only weights, and is not opened; "
             "save model.state_dict() instead, best as safetensors"
@@ -98,7 +102,7 @@ def _told(metadata: Mapping[str, str]) -> dict[str, Any]:
     for name, text in metadata.items():
         try:
             found[name] = json.loads(text) if text[:1] in "[{" else text
-        except ValueError:
+        except (ValueError, RecursionError):
             found[name] = text
     return found
 
@@ -132,7 +136,7 @@ def filled(
     with without_init():
         module = make(given.num_classes)
     own = given.num_classes or classes
-    tensors, prefix = _network(stored.tensors, module, origin)
+    tensors, prefix = _network(stored.tensors, module, own, origin)
     size = _head(module, tensors, own)
     found = [
         Finding(
@@ -177,16 +181,20 @@ def networks(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Ten
         (prefix, tensors without it), such as ("model.", ...) for what Lightning saves.
     """
     yield "", dict(tensors)
-    seen = {""}
     for depth in (1, 2, 3):
-        for name in tensors:
-            prefix = "".join(f"{part}." for part in name.split(".")[:depth])
-            if name.count(".") >= depth and prefix not in seen:
-                seen.add(prefix)
-                yield prefix, {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, one in tensors.items():
+            parts = name.split(".", depth)
+            if len(parts) > depth:
+                groups.setdefault("".join(f"{part}." for part in parts[:-1]), {})[parts[-1]] = one
+        # A network has more tensors than one of its blocks: only the largest parts can be one.
+        for prefix in sorted(groups, key=lambda key: -len(groups[key]))[:_MOST_PARTS]:
+            yield prefix, groups[prefix]
 
 
-def _network(tensors: Mapping[str, Tensor], module: nn.Module, origin: str) -> tuple[dict[str, Tensor], str]:
+def _network(
+    tensors: Mapping[str, Tensor], module: nn.Module, classes: int, origin: str
+) -> tuple[dict[str, Tensor], str]:
     """The tensors of this network in a state, and the prefix they had; all of them when no part fits."""
     own = {name for name in module.state_dict() if not name.endswith("num_batches_tracked")}
     fitting = [(prefix, found) for prefix, found in networks(tensors) if own <= found.keys()]
@@ -201,14 +209,14 @@ def _network(tensors: Mapping[str, Tensor], module: nn.Module, origin: str) -> t
             "save the state dict of the one that is meant"
         )
     if not fitting:
-        return _renamed(dict(tensors), own), ""
+        return _renamed(dict(tensors), own, module, classes), ""
     prefix, found = fitting[0]
     known = module.state_dict()
     # What else stands behind no prefix belongs to the network, and is refused as unknown; beside a prefix it doesn't.
     return ({name: one for name, one in found.items() if name in known} if prefix else found), prefix
 
 
-def _renamed(tensors: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+def _renamed(tensors: dict[str, Tensor], own: set[str], module: nn.Module, classes: int) -> dict[str, Tensor]:
     """A head of one dense layer that was put in under another name, such as fc.1 behind a dropout, under the network's own name."""
     missing, unknown = sorted(own - tensors.keys()), sorted(tensors.keys() - own)
     unknown = [name for name in unknown if not name.endswith("num_batches_tracked")]
@@ -217,6 +225,8 @@ def _renamed(tensors: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
     ends = [[name.rpartition(".")[2] for name in names] for names in (missing, unknown)]
     if ends != [["bias", "weight"], ["bias", "weight"]] or len({name.rpartition(".")[0] for name in unknown}) != 1:
         return tensors
+    if module.state_dict()[missing[1]].shape[0] != classes:
+        return tensors  # something inside the network, not its head
     names = dict(zip(unknown, missing, strict=True))
     return {names.get(name, name): one for name, one in tensors.items()}
 
@@ -258,7 +268,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
     Raises:
         WeightsError: names missing, unknown or of another shape; the message shows the first few.
     """
-    own = model.state_dict()
+    own: Any = model.state_dict()
     # Counters of batch norm say nothing about the result, and old files lack them.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unknown = [name for name in weights if name not in own]
@@ -277,7 +287,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
         raise WeightsError(
             f"{origin} was not made for this {type(model).__name__}: {'; '.join(parts)}. Is the model's name right?"
         )
-    fitting = {name: tensor.to(own[name].dtype) for name, tensor in weights.items()}
+    fitting = OrderedDict((name, tensor.to(own[name].dtype)) for name, tensor in weights.items())
+    fitting._metadata = own._metadata  # type: ignore[attr-defined]
     for name, tensor in fitting.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise WeightsError(f"{origin} holds NaN or infinity in {name} (as {tensor.dtype})")
@@ -297,7 +308,7 @@ def _check_archive(path: Path) -> None:
         if not is_archive:
             file.seek(0)
             if file.read(1) != b"\x80":
-                return  # no pickle either; torch says what it is
+                raise WeightsError(f"{path} is no weights file (a text, a web page, something else under that name?)")
             file.seek(0)
             try:
                 for _ in range(_LEGACY_PICKLES):
@@ -344,9 +355,12 @@ def _check_archive(path: Path) -> None:
 
 def _check_pickle(stream: IO[bytes], path: Path) -> None:
     """Reads one pickle without running it: it may name only what a dictionary of tensors is made of."""
-    with quiet():
-        operations = [(one.name, argument) for one, argument, _ in pickletools.genops(stream)]
-    for name, argument in operations:
+    sizes = 0
+    for count, (one, argument, _) in enumerate(_operations(stream)):
+        name = one.name
+        sizes += name == "GLOBAL" and str(argument) == "torch Size"
+        if count > _MOST_OPERATIONS or (sizes and name == "REDUCE" and count > _MOST_WITH_SIZES):
+            raise WeightsError(f"{path} has more than {count:,} steps, which no state dict needs; it is not opened")
         # torch.save writes GLOBAL alone; the others could name anything.
         if name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4") or (
             name == "GLOBAL" and not _NEEDED.fullmatch(str(argument))
@@ -355,6 +369,11 @@ def _check_pickle(stream: IO[bytes], path: Path) -> None:
                 f"{path} holds code (a whole pickled module?), not only weights, and is not opened: it names "
                 f"'{_shown(str(argument))}'; save model.state_dict() instead, best as safetensors"
             )
+
+
+def _operations(stream: IO[bytes]) -> Iterator[Any]:
+    with quiet():
+        yield from pickletools.genops(stream)
 
 
 def _state_dict(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -377,12 +396,20 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any
     return {str(name): value for name, value in content.items()}, about
 
 
-def _is_plain(value: Any, depth: int = 4) -> bool:
-    """Whether it is text, numbers, or lists and dictionaries of them."""
-    if isinstance(value, dict | list | tuple) and depth:
-        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        return all(_is_plain(one, depth - 1) for one in parts)
-    return value is None or isinstance(value, str | int | float | bool)
+def _is_plain(value: Any) -> bool:
+    """Whether it is text, numbers, or lists and dictionaries of them, and not endless however often its parts are shared."""
+    left, count = [(value, 4)], 0
+    while left:
+        one, depth = left.pop()
+        count += 1
+        if isinstance(one, dict | list | tuple):
+            count += len(one)
+            if not depth or count > _MOST_VALUES:
+                return False
+            left += [(part, depth - 1) for part in ([*one.keys(), *one.values()] if isinstance(one, dict) else one)]
+        elif not (one is None or isinstance(one, str | int | float | bool)):
+            return False
+    return True
 
 
 def _checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -398,11 +425,13 @@ def _checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         torch.uint8,
         torch.bool,
     }
-    for name, tensor in tensors.items():
+    # Without what a file may have hung on them, which would stand before a tensor's own methods.
+    plain = {name: Tensor.detach(one) for name, one in tensors.items()}
+    for name, tensor in plain.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in known or tensor.is_meta:
             raise WeightsError(
                 f"{path}: '{_shown(name)}' is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}; expected plain numbers"
             )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise WeightsError(f"{path}: '{_shown(name)}' claims {tensor.numel():,} numbers but stores fewer")
-    return dict(tensors)
+    return plain

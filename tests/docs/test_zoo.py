@@ -24,8 +24,8 @@ Cell = tuple[int, int]
 
 
 def cells_of(h: int, w: int) -> list[Cell]:
-    """The corners, and two that are no mirror images of each other."""
-    return list(dict.fromkeys([(0, 0), (0, w - 1), (h - 1, 0), (h - 1, w - 1), (h // 2, w // 3), (h // 3, w // 2)]))
+    """Three corners and a cell inside: no two of them are mirror images of each other in all."""
+    return list(dict.fromkeys([(0, 0), (0, w - 1), (h - 1, 0), (h // 2, w // 3)]))
 
 
 def noisy(x: Tensor, cell: Cell, h: int, w: int) -> Tensor:
@@ -68,8 +68,7 @@ def test_the_table_says_what_running_shows_and_the_grid_is_that_of_the_picture(f
     if member.aside:
         assert all(aside(*pair) <= 1 for pair in pairs), pairs
     else:
-        exact = sum(one == other for one, other in pairs)
-        assert exact >= (len(cells) * 2 / 3 if member.spreads else len(cells)), pairs
+        assert (places == cells) is (not member.unchecked), pairs
 
 
 def test_every_module_of_timm_has_a_member() -> None:
@@ -78,9 +77,8 @@ def test_every_module_of_timm_has_a_member() -> None:
     assert not without, "give docs/zoo.py a small member of each, and run it"
 
 
-def test_what_is_not_exact_is_so_for_one_reason_and_few_are() -> None:
-    assert not any(member.aside and member.spreads for member in FAMILIES.values())
-    assert sum(bool(member.aside or member.spreads) for member in FAMILIES.values()) <= len(FAMILIES) / 10
+def test_few_members_need_a_reason_for_not_being_checked_to_the_cell() -> None:
+    assert sum(bool(member.aside or member.unchecked) for member in FAMILIES.values()) <= 5
 
 
 def test_the_table_names_no_other_family() -> None:

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +29,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
         shutil.copy(DEMO / "coffee.jpg", tmp_path / name / f"{name}.jpg")
     (tmp_path / "more" / "more.jpg").rename(tmp_path / "more" / "more.png")
+    network = timm.create_model("mobilenetv3_small_050", num_classes=2)
+    torch.save({"state_dict": {f"model.{name}": one for name, one in network.state_dict().items()}}, "my.ckpt")
     return tmp_path
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -507,3 +509,120 @@ def test_a_program_of_another_input_is_refused(tmp_path: Path) -> None:
     model = nn.Linear(4, 2)
     torch.export.save(torch.export.export(model, (torch.rand(1, 4),)), tmp_path / "line.pt2")
     assert "expected one, (B, 3, H, W)" in refused(tmp_path / "line.pt2", trust_code=True)
+
+
+# --------------------------------------------------------------------------- small files that stand for endless ones
+
+
+def seconds(act: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    with contextlib.suppress(SightlineError):
+        act()
+    return time.perf_counter() - start
+
+
+ENDLESS = {
+    "aliases": "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
+    + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
+    + "preprocessing: {mean: *a8}\n",
+    "itself": "config: &a {args: *a}\n",
+    "tag": "d: !!bool zz\n",
+    "deep": "[" * 20_000,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ENDLESS))
+def test_an_endless_configuration_beside_a_file_is_passed_over(kind: str, tmp_path: Path) -> None:
+    path = write_bare(small(), tmp_path)
+    (tmp_path / "args.yaml").write_text(ENDLESS[kind])
+    start = time.perf_counter()
+    assert finding(sightline.load_model(path), "architecture").value == f"timm:{SMALL}"
+    assert time.perf_counter() - start < 20
+
+
+def test_values_that_share_their_parts_without_end_are_passed_over(tmp_path: Path) -> None:
+    shared: Any = [1] * 1000
+    for _ in range(3):
+        shared = [shared] * 1000
+    torch.save({"hparams": shared, "state_dict": small().state_dict()}, tmp_path / "m.pt")
+    assert seconds(lambda: sightline.load_model(tmp_path / "m.pt")) < 20
+
+
+def test_many_names_with_many_prefixes_are_refused_soon(tmp_path: Path) -> None:
+    save_file({f"a{index}.b.c.d": torch.ones(1) for index in range(15_000)}, tmp_path / "m.safetensors")
+    assert seconds(lambda: sightline.load_model(tmp_path / "m.safetensors")) < 20
+    assert "nothing tells which network" in refused(tmp_path / "m.safetensors")
+
+
+def test_a_network_that_keeps_a_version_of_itself_loads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.mnasnet0_5(num_classes=3).eval()
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    assert same_scores(sightline.load_model("torchvision:mnasnet0_5", weights=tmp_path / "m.pt"), model)
+
+
+def test_what_hangs_on_a_tensor_does_not_stand_before_its_own_methods(tmp_path: Path) -> None:
+    model = small()
+    model.conv_head.weight.numel = 5  # type: ignore[assignment]
+    model.conv_head.weight.isfinite = 7  # type: ignore[assignment]
+    torch.save(dict(model.named_parameters()) | dict(model.named_buffers()), tmp_path / "m.pt")
+    assert same_scores(sightline.load_model(tmp_path / "m.pt"), small())
+
+
+def test_what_torch_was_told_to_trust_stays_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save(small().state_dict(), path)
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        sightline.load_model(path)
+        assert argparse.Namespace in torch.serialization.get_safe_globals()
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def test_a_link_out_of_a_folder_is_not_followed(tmp_path: Path) -> None:
+    torch.save(small().state_dict(), tmp_path / "outside.pt")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model.pt").symlink_to(tmp_path / "outside.pt")
+    assert "no weights file" in refused(tmp_path / "folder")
+
+
+def test_names_are_never_shifted_by_odd_line_ends_nor_doubled(tmp_path: Path) -> None:
+    path = write_bare(small(), tmp_path)
+    (tmp_path / "classes.txt").write_text("ant\u2028bee\ncow\n")
+    assert sightline.load_model(path).labels is None
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "bare.json").write_text(json.dumps({"idx_to_class": {"0": "a", "1": "b", "01": "x", "2": "c"}}))
+    assert sightline.load_model(path).labels is None
+
+
+def test_a_layer_inside_the_network_is_not_taken_for_its_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict()
+    moved = {name.replace("blocks.0.mlp.fc1", "zzz.adapter"): one for name, one in state.items()}
+    torch.save(moved, tmp_path / "m.pt")
+    with pytest.raises(WeightsError, match="missing, such as blocks"):
+        sightline.load_model("timm:vit_tiny_patch16_224", weights=tmp_path / "m.pt")
+
+
+def test_a_checkpoint_under_the_name_of_the_training_scripts_is_read(tmp_path: Path) -> None:
+    torch.save({"state_dict": small().state_dict(), "arch": SMALL}, tmp_path / "model_best.pth.tar")
+    assert same_scores(sightline.load_model(tmp_path / "model_best.pth.tar"), small())
+
+
+def test_keras_weights_without_a_network_say_how_they_are_given(tmp_path: Path) -> None:
+    (tmp_path / "m.weights.h5").write_bytes(b"x")
+    assert "--model keras:NAME --weights" in refused(tmp_path / "m.weights.h5")
+
+
+def test_what_is_only_partly_told_of_the_preprocessing_is_a_guess(tmp_path: Path) -> None:
+    about = {"preprocessing": json.dumps({"size": 224, "mean": 0.5, "std": 0.5})}
+    save_file(small().state_dict(), tmp_path / "m.safetensors", metadata=about)
+    found = finding(sightline.load_model(tmp_path / "m.safetensors"), "preprocessing")
+    assert found.guessed
+    assert "interpolation" in found.origin
+    whole = {"preprocessing": json.dumps({"size": 224, "mean": 0.5, "std": 0.5, "interpolation": "bicubic"})}
+    save_file(small().state_dict(), tmp_path / "w.safetensors", metadata=whole)
+    assert sightline.load_model(tmp_path / "w.safetensors").notes == ()

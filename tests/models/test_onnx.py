@@ -504,3 +504,9 @@ def test_a_batch_is_asked_at_once(exported: Path, monkeypatch: pytest.MonkeyPatc
 
     sightline.attribute(torch.rand(1, 3, 32, 32), counted, options={"patch": 8, "stride": 4})
     assert max(sizes) == 16
+
+
+@pytest.mark.parametrize("shape", [(100_000, 3, 224, 224), (1, 3, 8192, 8192)])
+def test_an_input_that_would_fill_the_memory_is_refused(tmp_path: Path, shape: Any) -> None:
+    with pytest.raises(ModelError, match="at most 256 pictures at once of 4,096 pixels"):
+        sightline.load_model(built(tmp_path / "m.onnx", shape))

@@ -802,3 +802,15 @@ def test_nothing_is_said_on_stdout_or_as_a_warning(tmp_path: Path, capfd: pytest
     load_model(f"hf:{tmp_path}")
     assert capfd.readouterr() == ("", "")
     assert os.environ.get("TRANSFORMERS_VERBOSITY") is None
+
+
+def test_a_wrapped_network_of_timm_that_names_a_file_is_refused_and_the_file_never_looked_at(tmp_path: Path) -> None:
+    config = {
+        "model_type": "timm_wrapper",
+        "architectures": ["TimmWrapperForImageClassification"],
+        "num_labels": 3,
+        "model_args": {"checkpoint_path": str(tmp_path / "elsewhere.pth")},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="without naming it"):
+        load_model(tmp_path)

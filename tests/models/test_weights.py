@@ -524,3 +524,13 @@ def test_a_small_file_that_asks_for_much_memory_is_refused_before_torch_reads_it
             archive.writestr("a/byteorder", "little")
     with pytest.raises(WeightsError, match="bytearray"):
         read_weights(path)
+
+
+def test_a_flood_of_sizes_that_each_stand_for_a_long_list_is_refused_before_torch_reads_it(tmp_path: Path) -> None:
+    long = pickle.dumps([1] * 250_000, protocol=2)[2:-1]
+    flood = b"\x80\x02}(X\x01\x00\x00\x00a" + long + b"q\xff0X\x01\x00\x00\x00b]("
+    flood += b"".join(b"ctorch\nSize\nh\xff\x85R" for _ in range(300)) + b"eu."
+    with zipfile.ZipFile(tmp_path / "flood.pt", "w") as archive:
+        archive.writestr("flood/data.pkl", flood)
+    with pytest.raises(WeightsError, match="steps"):
+        read_stored(tmp_path / "flood.pt")

@@ -14,7 +14,7 @@ from sightline.errors import ModelError
 from sightline.models.given import Stored, Told
 
 _LARGEST, _LARGEST_YAML = 5_000_000, 200_000
-_DEEPEST = 3
+_DEEPEST, _DEEPEST_YAML = 3, 20
 _MOST_NAMES = 1_000_000
 # What people and programs call these things, the commonest first.
 _ARCHITECTURE = ("architecture", "arch", "model_name", "model", "backbone", "encoder", "net")
@@ -101,9 +101,12 @@ def _yaml(path: Path) -> Any:
 
     text = _text(path) if path.stat().st_size <= _LARGEST_YAML else ""
     try:
-        # Aliases let a small file stand for an endless one, and no configuration needs them.
-        if any(isinstance(one, yaml.AliasEvent) for one in yaml.parse(text, Loader=yaml.SafeLoader)):
-            return {}
+        depth = 0
+        for one in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(one, yaml.CollectionStartEvent) - isinstance(one, yaml.CollectionEndEvent)
+            # Aliases let a small file stand for an endless one, and no configuration needs them, nor such a depth.
+            if isinstance(one, yaml.AliasEvent) or depth > _DEEPEST_YAML:
+                return {}
         return yaml.safe_load(text)
     except Exception:  # a hostile file makes the reader raise whatever it likes
         return {}

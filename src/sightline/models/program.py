@@ -10,6 +10,7 @@ from sightline.errors import ModelError
 from sightline.models.adapter import Adapter
 from sightline.models.given import Finding, Given
 from sightline.models.made import made
+from sightline.models.made import usual as usual_for
 
 
 def build_file(path: Path, given: Given) -> Adapter:

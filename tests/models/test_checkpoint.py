@@ -202,7 +202,7 @@ def test_doctor_says_what_was_found_from_where_and_what_is_guessed(
     assert f"timm:{SMALL}" in shown
     assert "the names and shapes of its tensors" in shown
     (line,) = [one for one in shown.splitlines() if one.startswith("preprocessing ")]
-    assert line.endswith("guessed")
+    assert line.endswith("(guessed)")
     assert "it works, but preprocessing is guessed" in shown
     assert "all is well" not in shown
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sightline.cli.model import Chosen, takes_a_model
-from sightline.cli.output import plain, say, table, waiting
+from sightline.cli.output import plain, say, waiting
 
 SAYING = {
     "architecture": "--model timm:NAME --weights FILE",
@@ -53,11 +53,9 @@ def run(model: Chosen) -> None:
     with waiting(f"loading {model}"):
         adapter = model.load()
     say(f"model {plain(adapter.name)}, loaded in {time.perf_counter() - started:.1f} s")
-    facts = [*adapter.found, Finding("layer", adapter.layer or "none", adapter.layer_reason)]
-    table(
-        ["what", "value", "from", ""],
-        [(one.what, one.value, one.origin, "guessed" if one.guessed else "") for one in facts],
-    )
+    for one in (*adapter.found, Finding("layer", adapter.layer or "none", adapter.layer_reason)):
+        say(f"{plain(one.what):14} {plain(one.value)}{'  (guessed)' if one.guessed else ''}")
+        say(f"{'':14} from: {plain(one.origin)}")
     for note in adapter.notes:
         say(f"note: {plain(note, 1000)}")
     say()

@@ -133,6 +133,8 @@ def run(
         say(found.markdown().rstrip())
         say()
         say(f"tables, tests, plots and every value: {plain(output)}")
+        for note_of_model in adapter.notes:
+            say(f"note: {plain(note_of_model, 1000)}")
     if found.errors:
         tell(f"{len(found.errors)} pictures could not be evaluated; their reasons are in {plain(output / 'table.md')}")
         raise typer.Exit(1)

@@ -187,7 +187,10 @@ def class_index(name: str, adapter: Adapter, classes: int) -> int:
         shown = ", ".join(f"{labels[index]!r} ({index})" for index in found[:8]) + (", ..." if found[8:] else "")
         raise TargetError(f"{name!r} fits {len(found)} classes: {shown}. Give a whole name or the number")
     if not labels:
-        raise TargetError(f"{adapter.name} has no class names; give a number from 0 to {classes - 1}")
+        raise TargetError(
+            f"there is no class {name[:100]!r} in {adapter.name}, which has no class names; give a number from 0 to {classes - 1}, "
+            "or its names: --class-names FILE (labels=[...])"
+        )
     name = name if len(name) <= 100 else f"{name[:97]}..."
     raise TargetError(
         f"{adapter.name} has no class {name!r}.{did_you_mean(name, labels, count=5)} Expected a name, a unique part of one, or a number from 0 to {classes - 1}"

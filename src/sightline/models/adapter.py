@@ -107,7 +107,8 @@ def adapt(
     if not callable(module) or isinstance(module, type):
         raise ModelError(
             f"{type(module).__name__} {getattr(module, '__name__', '')}".strip()
-            + " is no torch.nn.Module and no function; give a module, or a name: sightline models"
+            + " is no torch.nn.Module and no function; give a module (weights alone: load them into one first, or give their "
+            "file to load_model), or a name: sightline models"
         )
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise ModelError("labels must be a list of names, one a class")

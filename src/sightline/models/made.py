@@ -95,7 +95,8 @@ def _prepared(
         origin = f"{where}; {' and '.join(open_)} {origin}" if open_ else where
         break
     if given.preprocess:
-        guessed, origin = False, f"given, over {origin}"
+        guessed = guessed and not {"mean", "std"} <= given.preprocess.keys()
+        origin = f"{' and '.join(given.preprocess)} given; the rest {origin}"
     take, spec = specified(parts, given.preprocess)
     return take, spec, Finding("preprocessing", shown(spec), origin, guessed)
 
@@ -122,7 +123,7 @@ def _named(
     return None, [*left, Finding("class names", "unknown", "nothing says them: --class-names FILE (labels=[...])")]
 
 
-def usual(size: tuple[int, int], colours: Mapping[str, Any] = IMAGENET) -> dict[str, Any]:
+def usual_for(size: tuple[int, int], colours: Mapping[str, Any] = IMAGENET) -> dict[str, Any]:
     """The preprocessing that is usual for an input of this size (width, height): 7/8 of the scaled picture, cut from its middle."""
     if size[0] != size[1]:
         return {"size": size, "resize": size, "fit": "exact", "interpolation": "bilinear", **colours}

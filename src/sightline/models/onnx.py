@@ -19,7 +19,7 @@ from sightline.errors import ModelError
 from sightline.models.adapter import Adapter, black_box
 from sightline.models.black_box import BlackBox
 from sightline.models.given import Finding, Given
-from sightline.models.made import IMAGENET, few, imagenet_labels, made, shown, usual
+from sightline.models.made import IMAGENET, few, imagenet_labels, made, shown, usual_for
 from sightline.models.preprocess import specified
 
 MAX_BYTES = 2**31 - 1  # what the format itself allows a file without others beside it
@@ -253,7 +253,7 @@ def _preprocessing(takes: _Input, about: Mapping[str, str], given: Given, name: 
     size = specified(own, {"size": takes.size} | dict(parts))[1]["size"]
     if any(fixed not in (0, side) for fixed, side in zip(takes.size, size, strict=True)):
         raise ModelError(f"{name} takes pictures of {_sides(takes.size)} pixels, and not of {_sides(size)}")
-    own = usual(size, colours)
+    own = usual_for(size, colours)
     given_whole = {"mean", "std"} <= set(parts)
     where = "given" if given_whole else f"{origin}; the file itself says at most the size"
     return own, Finding("preprocessing", shown(specified(own, parts)[1]), where, guessed=not given_whole)

@@ -9,8 +9,7 @@ from torch import nn
 from sightline.errors import ModelError
 from sightline.models.adapter import Adapter
 from sightline.models.given import Finding, Given
-from sightline.models.made import made
-from sightline.models.made import usual as usual_for
+from sightline.models.made import made, usual_for
 
 
 def build_file(path: Path, given: Given) -> Adapter:

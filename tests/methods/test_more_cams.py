@@ -15,8 +15,6 @@ from torch import Tensor, nn
 import oracles_more as oracles
 import sightline
 from conftest import CLASSES, Dense, Flat, Plain, Residual, Wrapped, assert_untouched, by_autograd, images, seeded
-from oracles import ORACLES
-from oracles_attention import ATTENTION_ORACLES
 from oracles_more import MORE_ORACLES
 from sightline import adapt, attribute, combine, log_probability, margin
 from sightline.engine.capture import capture as capture_layers
@@ -804,10 +802,6 @@ def test_what_asks_many_questions_tells_how_far_it_is_and_can_be_stopped(method:
 
         with assert_untouched(model, x), pytest.raises(KeyboardInterrupt):
             attribute(x, model, method=method, layer="relu2", target=1, progress=stop)
-
-
-def test_the_registry_and_the_oracles_name_the_same_methods() -> None:
-    assert set(list_methods()) == set(ORACLES) | set(MORE_ORACLES) | set(ATTENTION_ORACLES)
 
 
 def test_a_probe_asks_another_score_and_another_picture() -> None:

@@ -19,7 +19,7 @@ from torchvision.transforms._presets import ImageClassification
 
 import sightline
 from oracles import place
-from sightline.models.preprocess import standard
+from sightline.models.preprocess import specified, standard
 from sightline.models.timm import preprocessing
 from sightline.models.view import View
 
@@ -194,7 +194,7 @@ def of_timm(mode: str) -> Callable[[Image.Image], Any]:
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),
     }
-    return preprocessing(module, {})["preprocess"]
+    return specified(preprocessing(module))[0]
 
 
 PREPROCESSING: dict[str, Callable[[Image.Image], Any]] = {

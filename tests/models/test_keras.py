@@ -706,9 +706,10 @@ def test_weights_of_every_format_give_the_logits_of_the_model_that_was_saved(
     assert (told["classes"], told["width"]) == ("3", "alpha 0.35")
     assert adapter.provenance["weights"] == files[ending].name
     assert len(adapter.provenance["sha256"]) == 64
-    assert adapter.notes == ()
-    (note,) = load_model("keras:MobileNetV2", weights=files[ending]).notes
-    assert "nothing says it: preprocessing" in note
+    (note,) = adapter.notes
+    assert "nothing says it: preprocessing (size given" in note
+    whole = {"size": 96, "mean": 0.5, "std": 0.5}
+    assert load_model("keras:MobileNetV2", weights=files[ending], preprocess=whole).notes == ()
 
 
 def explained(tmp_path: Path, *arguments: object) -> np.ndarray[Any, Any]:

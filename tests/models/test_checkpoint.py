@@ -329,6 +329,7 @@ def test_class_names_that_do_not_fit_the_head_are_left_out_and_said(tmp_path: Pa
     adapter = sightline.load_model(write_bare(small(), tmp_path))
     assert adapter.labels is None
     assert finding(adapter, "left out").value == "2 names in labels.txt"
+    assert any("2 names in labels.txt are left out" in note for note in adapter.notes)
 
 
 def test_what_the_user_says_stands_above_what_the_file_says(tmp_path: Path) -> None:

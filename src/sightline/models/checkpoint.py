@@ -80,7 +80,8 @@ def build_file(path: Path, given: Given, build: Build) -> Adapter:
         more = f"{chosen.origin}; {few(others)} would fit as well and compute otherwise"
         chosen = dataclasses.replace(chosen, origin=more, guessed=True)
     facts = (chosen, *first.found[1:])
-    return dataclasses.replace(first, name=path.name, found=facts, notes=guesses(facts))
+    others_said = first.notes[len(guesses(first.found)) :]
+    return dataclasses.replace(first, name=path.name, found=facts, notes=(*guesses(facts), *others_said))
 
 
 def weights_in(folder: Path) -> Path:

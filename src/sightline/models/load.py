@@ -157,9 +157,10 @@ def _known(name: str) -> list[str]:
 def _of_file(path: Path, given: Given) -> Adapter:
     """The model of a file or folder, by what it is."""
     if not os.path.exists(path):  # which no odd name makes fail
-        near = (
-            did_you_mean(path.name[:300], [one.name for one in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        )
+        try:
+            near = did_you_mean(path.name[:300], os.listdir(path.parent))
+        except (OSError, ValueError):  # a folder that is not there, or may not be looked into
+            near = ""
         raise ModelError(f"there is no model file {str(path)[:300]}.{near}".removesuffix("."))
     if path.is_dir() and transformers.is_published(path):
         return transformers.build_folder(path, given)

@@ -26,14 +26,14 @@ from sightline.errors import (
     SightlineError,
 )
 from sightline.evaluation.items import PREDICTIONS, Item, find_items
-from sightline.evaluation.journal import Journal, opened
 from sightline.evaluation.picture import BOARDS, Ask, measured_board, measured_picture
-from sightline.evaluation.tables import Evaluation, write_tables
+from sightline.evaluation.tables import Evaluation, files, write_tables
 from sightline.methods.registry import Function, Method, check_options, check_possible, find
 from sightline.metrics.boards import draw_boards
 from sightline.metrics.measure import Settings, check_metrics
 from sightline.metrics.registry import Metric
 from sightline.models.adapter import Adapter
+from sightline.runs import LINES, Journal, opened
 
 METHODS = ("grad-cam", "grad-cam++", "hires-cam", "xgrad-cam", "layer-cam", "eigen-cam")
 METRICS = ("deletion", "insertion", "average-drop", "increase-in-confidence")
@@ -157,7 +157,9 @@ def evaluate(
         "boards": [boards, board_size, board_confidence] if _has_boards(judged) else [],
         "pictures": {one.name: [*_state(one.path), one.label or ""] for one in items},
     }
-    with opened(Path(output), plan, force) as journal:
+    folder_of_it = Path(output)
+    with opened(folder_of_it, "evaluate", plan, lambda old: [LINES, *files(old.get("metrics", {}))], force):
+        journal = Journal(folder_of_it)
         shown = [0]
 
         def told(pictures: int) -> None:
@@ -182,7 +184,7 @@ def evaluate(
             labels=labels,
             rows=tuple(journal.lines[name] for name in names if name in journal.lines),
         )
-        write_tables(found, journal)
+        write_tables(found, folder_of_it)
     return found
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sightline.bundle import png, unicode_text
-from sightline.evaluation.journal import Journal
 from sightline.evaluation.picture import BOARDS, CENTRE, RANDOM, REFERENCES, TRUTH
 from sightline.metrics.registry import Array, Metric
 from sightline.metrics.statistics import Interval, bootstrap, cliques, friedman, holm, paired
 from sightline.render.plots import Line, Row, critical_differences, curves, intervals
+from sightline.runs import place
 
 CORRECTION = "Holm's correction over all pairs of one metric; two-sided paired randomisation tests (signs flipped)"
 
@@ -225,11 +226,17 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def write_tables(found: Evaluation, journal: Journal) -> None:
+def files(metrics: Iterable[str]) -> list[str]:
+    """The names of the files that `write_tables` writes."""
+    plots = [f"{metric}{kind}.png" for metric in metrics for kind in ("", "-curve", "-ranks")]
+    return ["table.md", "table.csv", "table.json", "pairs.csv", "values.parquet", *plots]
+
+
+def write_tables(found: Evaluation, folder: Path) -> None:
     """table.md, table.csv, table.json, pairs.csv, values.parquet, and the plots, beside the run's lines."""
-    journal.place("table.md", unicode_text(found.markdown()).encode())
+    place(folder, "table.md", unicode_text(found.markdown()).encode())
     written = json.dumps(found.record(), indent=1, ensure_ascii=False, allow_nan=False)
-    journal.place("table.json", unicode_text(written).encode())
+    place(folder, "table.json", unicode_text(written).encode())
     entries = found.table()
     head = ["metric", "method", "mean", "low", "high", "count", "undefined", "p against random", "p against centre"]
     rows = [
@@ -246,20 +253,21 @@ def write_tables(found: Evaluation, journal: Journal) -> None:
         ]
         for one in entries
     ]
-    journal.place("table.csv", _csv(head, rows))
+    place(folder, "table.csv", _csv(head, rows))
     tests = [
         [metric.name, a, b, one.difference, one.low, one.high, one.p, p, one.count]
         for metric in found.metrics
         for a, b, one, p in found.pairs(metric)
     ]
-    journal.place(
+    place(
+        folder,
         "pairs.csv",
         _csv(["metric", "one", "other", "difference", "low", "high", "p", "p corrected", "pictures"], tests),
     )
-    journal.place("values.parquet", _parquet(found))
+    place(folder, "values.parquet", _parquet(found))
     for metric in found.metrics:
         for name, picture in _plots(found, metric).items():
-            journal.place(f"{name}.png", png(picture))
+            place(folder, f"{name}.png", png(picture))
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:

@@ -5,41 +5,48 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline.bundle import unicode_text
 from sightline.errors import OutputError
 
-SCHEMA = "sightline.evaluation/1"
-_LINES, _HALF = "values.jsonl", ".manifest.json"
+LINES = "values.jsonl"
+_HALF, _VERSION = ".manifest.json", 1
 
 
 @contextlib.contextmanager
-def opened(folder: Path, plan: Mapping[str, Any], force: bool) -> Iterator[Journal]:
-    """The folder of a run: a new one, or the one of the same plan that was stopped.
+def opened(
+    folder: Path, command: str, plan: Mapping[str, Any], files: Callable[[Any], Sequence[str]], force: bool
+) -> Iterator[bool]:
+    """The folder of a run, locked: a new one, or the one of the same plan that was stopped, and whether it is that.
+
+    Args:
+        folder: its place.
+        command: which command's runs these are.
+        plan: everything that decides the result.
+        files: the names of what a run of a plan writes beside its manifest; with `force` they are removed.
+        force: begin anew where another run stands.
 
     Raises:
         OutputError: the folder is no run, is one of another plan, is being written by another process, or can't be written.
     """
     try:
-        _check_place(folder)
+        _check_place(folder, command)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            old = _planned(folder)
-            if old is not None and not force:
+            old = _planned(folder, command)
+            goes_on = old is not None and not force
+            if goes_on:
                 _check_same(folder, old, json.loads(json.dumps(plan)))
             else:
                 # First what was computed, then the plan: whoever is stopped in between can begin again.
-                for name in _files(old or {}):
+                for name in files(old or {}):
                     (folder / name).unlink(missing_ok=True)
-                written = folder / _HALF
-                written.write_text(
-                    unicode_text(json.dumps({"schema": SCHEMA, "plan": plan}, indent=1)), encoding="utf-8"
-                )
-                written.replace(folder / "manifest.json")
-            yield Journal(folder)
+                manifest = {"schema": _schema(command), "plan": plan}
+                place(folder, "manifest.json", unicode_text(json.dumps(manifest, indent=1)).encode())
+            yield goes_on
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -48,31 +55,29 @@ def opened(folder: Path, plan: Mapping[str, Any], force: bool) -> Iterator[Journ
         ) from error
 
 
-def _check_place(folder: Path) -> None:
+def _check_place(folder: Path, command: str) -> None:
     """Refuses a folder in which something else lies than a run."""
     if "\0" in str(folder):
         raise OutputError(f"{folder!s} can't be written: a name can't hold a zero byte. Choose another place with -o")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder} is no folder; choose another place with -o")
-    if not folder.exists() or _planned(folder) is not None:
+    if not folder.exists() or _planned(folder, command) is not None:
         return
-    foreign = sorted(one.name for one in folder.iterdir() if one.name not in ("lock", _LINES, _HALF))
+    foreign = sorted(one.name for one in folder.iterdir() if one.name not in ("lock", LINES, _HALF))
     if foreign:
         raise OutputError(
-            f"{folder} holds something else than a run of evaluate ({foreign[0]}) and is left alone, also with --force; choose another place with -o"
+            f"{folder} holds something else than a run of {command} ({foreign[0]}) and is left alone, also with --force; choose another place with -o"
         )
 
 
-def _files(plan: Mapping[str, Any]) -> list[str]:
-    """The files that a run of this plan writes beside its manifest."""
-    plots = [f"{metric}{kind}.png" for metric in plan.get("metrics", {}) for kind in ("", "-curve", "-ranks")]
-    return [_LINES, "table.md", "table.csv", "table.json", "pairs.csv", "values.parquet", *plots]
+def _schema(command: str) -> str:
+    return f"sightline.{command}/{_VERSION}"
 
 
-def _planned(folder: Path) -> Any:
+def _planned(folder: Path, command: str) -> Any:
     try:
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return found["plan"] if found["schema"] == SCHEMA else None
+        return found["plan"] if found["schema"] == _schema(command) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -113,12 +118,19 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def place(folder: Path, name: str, content: bytes) -> None:
+    """A file of a run's folder, whole or not at all."""
+    written = folder / f".{name}"
+    written.write_bytes(content)
+    written.replace(folder / name)
+
+
 class Journal:
     """The lines of a run, by name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file = folder / _LINES
+        self._file = folder / LINES
         self.lines: dict[str, dict[str, Any]] = {}
         if self._file.exists():
             whole = b""
@@ -131,7 +143,7 @@ class Journal:
                     continue  # damaged, or cut off while it was written: done again
                 whole += line if line.endswith(b"\n") else line + b"\n"
             if whole != content:
-                self.place(_LINES, whole)
+                place(self.folder, LINES, whole)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """One thing that is done; on the disk when this returns."""
@@ -141,9 +153,3 @@ class Journal:
             opened_file.flush()
             os.fsync(opened_file.fileno())
         self.lines[name] = line
-
-    def place(self, name: str, content: bytes) -> None:
-        """A file beside, whole or not at all."""
-        written = self.folder / f".{name}"
-        written.write_bytes(content)
-        written.replace(self.folder / name)

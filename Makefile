@@ -6,18 +6,20 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 IMAGE ?= src/sightline/data/demo/coffee.jpg
 OUT ?= sightline-out
 
-.PHONY: help install explain app test check bench clean
+.PHONY: help install explain app test test-slow check bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.base ## sightline in .venv, nothing else
 explain: $(VENV)/.base ## explain a photograph: make explain IMAGE=my.jpg
 	$(BIN)/sightline explain "$(IMAGE)" --output "$(OUT)" --force
 app: $(VENV)/.app ## the web app: make app, then open the address it prints
 	$(BIN)/sightline app
-test: $(VENV)/.dev $(VENV)/.browser ## all tests
+test: $(VENV)/.dev $(VENV)/.browser ## the tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+test-slow: $(VENV)/.dev ## the rest: every family of models, kills, long runs
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -53,6 +53,7 @@ def test_settings_of_metrics_and_options_of_methods_arrive(cli: Run, album: Path
     assert "--option samples" in unknown.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(album: Path, tmp_path: Path) -> None:
     with Image.open(DEMO) as image:
         for number in range(4, 16):
@@ -86,6 +87,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(album: Path, tmp
     assert lines.read_bytes().count(b"\n") == 16
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_time_loses_and_doubles_nothing(album: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", album, "--methods", "grad-cam", "--metrics", "average-drop,sparseness", "-o")
     assert finish(start(*arguments, tmp_path / "whole")).code == 0

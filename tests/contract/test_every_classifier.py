@@ -21,6 +21,7 @@ FAMILIES = (
 SLOW = ("score-cam", "ss-cam", "is-cam")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_method_gives_a_map_of_every_convolutional_family(name: str) -> None:
     torch.manual_seed(0)
@@ -66,6 +67,7 @@ TOKENS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENS)
 def test_every_cheap_method_gives_a_map_of_every_transformer(name: str) -> None:
     torch.manual_seed(0)

@@ -175,12 +175,14 @@ MEMORY = """
 """
 
 
+@pytest.mark.slow
 def test_ten_thousand_calls_keep_less_than_twenty_bytes_each_and_no_tensor() -> None:
     found = _in_a_process(MEMORY, "10000", PYTHONMALLOC="malloc")
     assert found["slope"] < 20, found
     assert len(set(found["tensors"])) == 1, found
 
 
+@pytest.mark.slow
 def test_the_check_of_memory_sees_a_leak_of_forty_bytes_a_call() -> None:
     """A test of the test: an object of 8 bytes kept at each call takes some 40."""
     found = _in_a_process(MEMORY, "1000", "8", PYTHONMALLOC="malloc")

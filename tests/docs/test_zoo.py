@@ -52,6 +52,7 @@ def aside(one: Cell, other: Cell) -> int:
     return max(abs(one[0] - other[0]), abs(one[1] - other[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_says_what_running_shows_and_the_grid_is_that_of_the_picture(family: str) -> None:
     member = FAMILIES[family]

@@ -153,6 +153,7 @@ def trained(request: pytest.FixtureRequest) -> Trained:
     return Trained(kind, model, x, classes, masks, np.mean(random, axis=0), centred)
 
 
+@pytest.mark.slow
 def test_maps_lie_on_the_object_more_than_random_and_centred_ones(trained: Trained) -> None:
     shares = {method: trained.inside(trained.maps(method)) for method in (*FOUND[trained.kind], *SHOWN[trained.kind])}
     print(
@@ -169,6 +170,7 @@ def test_maps_lie_on_the_object_more_than_random_and_centred_ones(trained: Train
     assert not missed, "no better than chance:\n" + "\n".join(missed)
 
 
+@pytest.mark.slow
 def test_the_check_fails_for_the_right_values_in_the_wrong_places(trained: Trained) -> None:
     # hires-cam passes by far. The same values in cells drawn anew, and the next scene's map, know nothing of the object.
     maps = trained.maps("hires-cam")

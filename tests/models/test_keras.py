@@ -565,6 +565,7 @@ def test_a_stand_in_s_own_weights_are_those_that_are_used() -> None:
     assert_close(stand_in(x), view(x) + 1, 1e-6)
 
 
+@pytest.mark.slow
 def test_eight_threads_on_one_model_get_the_maps_of_one() -> None:
     model, x = transfer(), inputs(64, span=255)
     adapter = adapt(model)

@@ -63,6 +63,7 @@ def built(name: str) -> tuple[Adapter, Tensor]:
 # --------------------------------------------------------------------------------------------------------- real models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_of_convolutional_classifiers_gets_a_grid_near_its_output(name: str) -> None:
     adapter, x = built(name)
@@ -87,6 +88,7 @@ def test_choose_and_candidates_agree() -> None:
     assert choose(adapter.module, x) == (default.name, default.reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENS)
 def test_models_of_tokens_get_a_layer_with_its_reason(name: str) -> None:
     adapter, x = built(name)

@@ -68,6 +68,20 @@ def read_stored(path: Path, *, sha256: str | None = None) -> Stored:
         return Stored(path, _checked(tensors, path), about, digest.result())
 
 
+def read_training(path: Path) -> dict[str, Any]:
+    """A checkpoint of a training, tensors and plain values alone, without running anything in it.
+
+    Raises:
+        WeightsError: it is broken, or holds something else.
+    """
+    if not path.is_file():
+        raise WeightsError(f"there is no checkpoint {path}")
+    content = _loaded(path)
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} is no checkpoint of a training")
+    return content
+
+
 def _opened(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
@@ -79,13 +93,18 @@ def _opened(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
             raise WeightsError(f"{path} is no intact safetensors file: {error}") from error
     if path.suffix == ".pt2":
         raise WeightsError(f"{path} is an exported program, not weights; save model.state_dict() instead")
+    return _state_dict(_loaded(path), path)
+
+
+def _loaded(path: Path) -> Any:
+    """What a file of torch holds, where it is tensors and plain values."""
     _check_archive(path)
     try:
         # What training scripts keep their arguments in; a namespace is but a name for a dictionary.
         with quiet(), _LOCK, ExitStack() as trusted:
             if Namespace not in torch.serialization.get_safe_globals():  # else it would be taken from the user
                 trusted.enter_context(torch.serialization.safe_globals([Namespace]))
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds code (a whole pickled module?), not only weights, and is not opened; "
@@ -93,7 +112,6 @@ def _opened(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         ) from error
     except Exception as error:  # a hostile file makes the reader raise whatever it likes
         raise WeightsError(f"{path} is no intact weights file: {error}") from error
-    return _state_dict(content, path)
 
 
 def _told(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,229 @@
+"""A pretrained network with a new head for other classes, what of it learns, and the file it is kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sightline.errors import LayerError, ModelError, TrainingError
+from sightline.models import layers
+from sightline.models.adapter import Adapter
+from sightline.models.load import build, given, sample_input
+from sightline.models.twin import twin
+
+Freeze = Literal["trunk", "none"] | int
+_SOURCES = ("timm", "torchvision")
+MODEL = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network whose head is new.
+
+    Attributes:
+        adapter: how to speak to it; its labels are the new classes.
+        architecture: "timm:resnet50", under which its file is found again.
+        head: the name of the new layer, whose outputs are the logits.
+        whole: whether the logits are what the head returns, with nothing behind it; then it can learn alone from what it is fed.
+    """
+
+    adapter: Adapter
+    architecture: str
+    head: str
+    whole: bool
+
+    @property
+    def module(self) -> nn.Module:
+        """All of it."""
+        return self.adapter.module
+
+    @property
+    def layer(self) -> nn.Module:
+        """The head itself."""
+        return self.module.get_submodule(self.head)
+
+
+def with_new_head(
+    model: str | Path,
+    classes: Sequence[str],
+    *,
+    weights: str | Path | None = None,
+    random_weights: bool = False,
+    size: int | None = None,
+    seed: int = 0,
+) -> Network:
+    """A model of timm or torchvision, or a file of one, with a head for these classes in place of its own.
+
+    Args:
+        model: as in `load_model`: "bundled", "timm:NAME", "torchvision:NAME", a weights file, or the folder of a training.
+        classes: the names of the new classes.
+        weights: a local file instead of the official weights.
+        random_weights: begin with nothing learnt.
+        size: of the pictures that the network is shown, in pixels; its own when left out.
+        seed: of the new head, and of random weights.
+
+    Raises:
+        ModelError: no such model, one of another source, one that can't be fed pictures of this size, or with several heads.
+    """
+    said = given(model, weights, random_weights, preprocess=None if size is None else {"size": size})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapter = build(model, said)
+        architecture = next((one.value for one in adapter.found if one.what == "architecture"), "")
+        if architecture.partition(":")[0] not in _SOURCES or adapter.black_box:
+            raise ModelError(
+                f"{adapter.name} can't be trained here; expected bundled, torchvision:NAME, timm:NAME, or a weights file of one. "
+                "In your own training, sightline.train.HeatmapCallback shows the maps"
+            )
+        module = adapter.module.eval().requires_grad_(True)
+        head = _head(module, adapter.name)
+        _replace(module, head, len(classes))
+    # The official head is gone, and with it all that was said of its classes.
+    adapter = Adapter(
+        architecture.partition(":")[2],
+        module,
+        preprocess=adapter.preprocess,
+        labels=tuple(classes),
+        provenance=dict(adapter.provenance) | {"classes": len(classes)},
+    )
+    x = sample_input(adapter)
+    try:
+        layer, reason = layers.choose(module, x)
+    except LayerError as error:
+        raise ModelError(f"{architecture} has no layer that a map could be made of: {error}") from error
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ModelError(
+            f"{architecture} can't be fed pictures of {tuple(x.shape[2:])} pixels: {error}. Leave the size out to take its own"
+        ) from error
+    adapter = dataclasses.replace(adapter, layer=layer, layer_reason=reason)
+    return Network(adapter, architecture, head, _is_last(module, head, x))
+
+
+def freeze(network: Network, what: Freeze) -> tuple[nn.Module, ...]:
+    """Says what of a network does not learn, and returns these modules; they belong into evaluation mode.
+
+    Args:
+        network: its parameters are switched on and off.
+        what: "trunk" (all but the head), "none", or the number of layers, in the order of `sightline layers`, that stay as they are.
+
+    Raises:
+        TrainingError: there are not so many layers.
+    """
+    module = network.module
+    module.requires_grad_(True)
+    if what == "none":
+        return ()
+    if what == "trunk":
+        kept = [one for one in module.modules() if one is not network.layer]
+    else:
+        x = sample_input(network.adapter)
+        names = layers.sweep(module, x, most=10_000)
+        if isinstance(what, bool) or not isinstance(what, int) or not 1 <= what <= len(names):
+            raise TrainingError(
+                f"freeze is {what!r}; expected 'trunk' (all but the head), 'none', or a number of layers from 1 to {len(names)}: "
+                f"{', '.join(names[:3])}, ..., {names[-1]}"
+            )
+        kept = _until(module, names[what - 1], x)
+    frozen = tuple(one for one in kept if one is not network.layer)
+    for one in frozen:
+        for parameter in one.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    return frozen
+
+
+def save(network: Network, file: Path, about: Mapping[str, Any]) -> None:
+    """Writes the network, whole or not at all, so that `load_model` needs nothing else: architecture, classes, preprocessing.
+
+    Args:
+        network: what to write.
+        file: a `.safetensors` file.
+        about: what else is to be said, as plain values.
+
+    Raises:
+        OSError: the file can't be written; then an earlier one is as it was.
+    """
+    from safetensors.torch import save_file
+
+    spec = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in network.adapter.provenance["preprocessing"].items()
+    }
+    metadata = {
+        "architecture": network.architecture,
+        "class_names": json.dumps(network.adapter.labels),
+        "preprocessing": json.dumps(spec),
+        "sightline": json.dumps(about),
+    }
+    tensors = {name: one.detach().cpu().contiguous() for name, one in network.module.state_dict().items()}
+    written = file.with_name(f".{file.name}")
+    try:
+        save_file(tensors, written, metadata)
+        with open(written, "rb") as opened:
+            os.fsync(opened.fileno())
+    except Exception as error:  # safetensors has an error of its own for what the system says
+        written.unlink(missing_ok=True)
+        raise OSError(str(error)) from error
+    written.replace(file)
+
+
+def _head(module: nn.Module, name: str) -> str:
+    """The name of the one dense layer, or convolution of 1 x 1, that gives the logits of the present classes."""
+    found = [(path, _size(one)) for path, one in module.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)]
+    if not found:
+        raise ModelError(f"{name} has no dense layer that could be replaced")
+    last, classes = found[-1]
+    several = [path for path, size in found if size == classes]
+    if classes > 1 and len(several) > 1 and isinstance(module.get_submodule(several[0]), nn.Linear):
+        raise ModelError(f"{name} has several heads ({', '.join(several)}); expected a model with one")
+    return last
+
+
+def _size(layer: nn.Linear | nn.Conv2d) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def _replace(module: nn.Module, head: str, classes: int) -> None:
+    old = module.get_submodule(head)
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, classes)
+    elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1) and old.groups == 1:
+        new = nn.Conv2d(old.in_channels, classes, 1)
+    else:
+        raise ModelError(f"{type(module).__name__} ends in {type(old).__name__} {head!r}, which can't be replaced")
+    parent, _, own = head.rpartition(".")
+    setattr(module.get_submodule(parent), own, new)
+
+
+def _is_last(module: nn.Module, head: str, x: Tensor) -> bool:
+    """Whether the head's own output is the logits, tried on a random picture."""
+    seen: list[Any] = []
+
+    def note(_module: nn.Module, _given: Any, output: Any) -> None:
+        seen.append(output)
+
+    with torch.no_grad():
+        output = twin(module, {head: note})(x)
+    return len(seen) == 1 and isinstance(seen[0], Tensor) and seen[0].dim() == 2 and torch.equal(seen[0], output)
+
+
+def _until(module: nn.Module, last: str, x: Tensor) -> list[nn.Module]:
+    """The modules that have run when a layer returns, and those with weights of their own around it."""
+    done: list[str] = []
+
+    def noted(name: str) -> Any:
+        return lambda *_: done.append(name)
+
+    names = [name for name, _ in module.named_modules() if name]
+    with torch.no_grad():
+        twin(module, {name: noted(name) for name in names})(x)
+    # What is around this layer may hold weights beside its layers, such as a class token, which are used before.
+    around = ["", *(name for name in names if last.startswith(f"{name}."))]
+    return [module.get_submodule(name) for name in dict.fromkeys([*done[: done.index(last) + 1], *around])]

@@ -1,0 +1,208 @@
+"""The training itself, in Lightning's terms: what a step is, what is kept after each epoch, and how it is written."""
+
+# This file is imported only where a training begins; whoever needs no training needs no Lightning.
+from __future__ import annotations
+
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from sightline.errors import NonFiniteError
+from sightline.models.outputs import unwrap
+from sightline.models.weights import read_training
+from sightline.train.outcome import Epoch
+
+# The trunk was trained before, the head was not.
+_TRUNK_LEARNS = 0.1
+_WEIGHT_DECAY = 0.01
+
+
+class Task(LightningModule):
+    """A classifier that learns: cross-entropy with a weight a class, AdamW, a learning rate that falls along a cosine."""
+
+    def __init__(
+        self,
+        learns: nn.Module,
+        head: nn.Module,
+        frozen: Sequence[nn.Module],
+        weights: Sequence[float],
+        learning_rate: float,
+        steps: int,
+        flip: bool,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            learns: what is trained: the network, or its head alone where the batches are features.
+            head: the new layer.
+            frozen: modules that stay in evaluation mode.
+            weights: of the classes.
+            learning_rate: of the head; a pretrained trunk gets a tenth.
+            steps: of the whole training.
+            flip: half of the pictures are mirrored, drawn anew each time.
+            seed: of all that is drawn.
+        """
+        super().__init__()
+        self.learns = learns
+        self.head_parameters = {id(one) for one in head.parameters()}
+        self.frozen = tuple(frozen)
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+        self.learning_rate, self.steps, self.flip, self.seed = learning_rate, steps, flip, seed
+        classes = len(weights)
+        self.loss = nn.ModuleDict({"fitting": MeanMetric(), "validating": MeanMetric()})
+        self.right = nn.ModuleDict(
+            {one: MulticlassAccuracy(classes, average="micro") for one in ("fitting", "validating")}
+        )
+
+    def on_train_epoch_start(self) -> None:
+        # Each epoch begins from its own number, so that one that is begun again is the same.
+        torch.manual_seed(self.seed + 1_000_003 * (self.current_epoch + 1) + self.global_rank)
+        for one in self.frozen:
+            one.training = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
+        x, labels = batch
+        if self.flip:
+            mirrored = torch.rand(len(x), device=x.device) < 0.5
+            x = torch.where(mirrored.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
+        loss = self._seen("fitting", x, labels)
+        if not math.isfinite(loss.item()):
+            raise NonFiniteError(
+                f"the loss is {loss.item()} at step {number + 1} of epoch {self.current_epoch + 1}, with a learning rate of "
+                f"{self.learning_rate:g}; a smaller one (--lr) may help"
+            )
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _number: int) -> None:
+        self._seen("validating", *batch)
+
+    def _seen(self, part: str, x: Tensor, labels: Tensor) -> Tensor:
+        logits = unwrap(self.learns(x))
+        loss = F.cross_entropy(logits, labels, weight=self.weights.to(logits.dtype))  # type: ignore[operator, union-attr]
+        self.loss[part].update(loss.detach(), len(x))
+        self.right[part].update(logits.detach(), labels)
+        return loss
+
+    def figures(self, part: str) -> tuple[float, float]:
+        """Mean loss and accuracy since the last time that they were asked for."""
+        found = self.loss[part].compute().item(), self.right[part].compute().item()
+        self.loss[part].reset()
+        self.right[part].reset()
+        return found
+
+    def configure_optimizers(self) -> Any:
+        parameters = [one for one in self.learns.parameters() if one.requires_grad]
+        head = [one for one in parameters if id(one) in self.head_parameters]
+        trunk = [one for one in parameters if id(one) not in self.head_parameters]
+        groups = [{"params": head, "lr": self.learning_rate}]
+        if trunk:
+            groups.append({"params": trunk, "lr": self.learning_rate * _TRUNK_LEARNS})
+        optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling, "interval": "step"}}
+
+
+class Keeper(Callback):
+    """After each epoch: its figures, the model where it is the best so far, and all that is needed to go on."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        patience: int,
+        keep: Callable[[Epoch], None],
+        look: Callable[[int], Mapping[str, float]],
+        tell: Callable[[Epoch], None],
+        step: Callable[[int, int], None],
+    ) -> None:
+        """
+        Args:
+            checkpoint: the file from which the training can be gone on with.
+            patience: so many epochs without a smaller validation loss end it.
+            keep: writes the model, which is the best so far.
+            look: what is to be seen after an epoch: the fields of `Epoch` beside those of the training.
+            tell: hears of each epoch that is done.
+            step: hears of each step: (done in this epoch, epoch).
+        """
+        self.checkpoint, self.patience = checkpoint, patience
+        self.keep, self.look, self.tell, self.step = keep, look, tell, step
+        self.history: list[Epoch] = []
+        self._began = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, _task: LightningModule) -> None:
+        self._began = time.monotonic()
+        self.step(0, trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: Trainer, _task: Any, _out: Any, _batch: Any, number: int) -> None:
+        self.step(number + 1, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, task: Any) -> None:
+        number = trainer.current_epoch + 1
+        fitting, validating = task.figures("fitting"), task.figures("validating")
+        if not math.isfinite(validating[0]):
+            raise NonFiniteError(
+                f"the validation loss is {validating[0]} after epoch {number}, with a learning rate of {task.learning_rate:g}; "
+                "a smaller one (--lr) may help"
+            )
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        seen = self.look(number) if trainer.is_global_zero else {}
+        seconds = time.monotonic() - self._began
+        self.history.append(Epoch(number, *fitting, *validating, rate, seconds, **_both(seen)))
+        if trainer.is_global_zero:
+            if best(self.history) == number:
+                self.keep(self.history[-1])
+            self.tell(self.history[-1])
+        trainer.save_checkpoint(self.checkpoint)
+        trainer.should_stop = ended(self.history, self.patience)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [asdict(one) for one in self.history]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = [Epoch(**one) for one in state["history"]]
+
+
+def _both(seen: Mapping[str, float]) -> dict[str, float]:
+    return {"border": seen.get("border", math.nan), "moved": seen.get("moved", math.nan)}
+
+
+def best(history: Sequence[Epoch]) -> int:
+    """The number of the epoch with the smallest validation loss, the first of several."""
+    return min(history, key=lambda one: one.val_loss).epoch
+
+
+def ended(history: Sequence[Epoch], patience: int) -> bool:
+    """Whether nothing became better for so many epochs."""
+    return bool(history) and history[-1].epoch - best(history) >= patience
+
+
+class WholeFiles(CheckpointIO):
+    """Checkpoints that are there whole or not at all, and that are read without running anything in them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        written = Path(path).with_name(f".{Path(path).name}")
+        with open(written, "wb") as opened:
+            opened.write(content.getbuffer())
+            opened.flush()
+            os.fsync(opened.fileno())
+        written.replace(path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_training(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ SightlineError
 |   `-- UndefinedError               a figure that has no value by its definition, such as a share of an empty map
 |-- TargetError      (ValueError)    a class or score that can't be asked for
 |-- NonFiniteError   (ArithmeticError) NaN or infinity, with the stage and layer where it first appears
+|-- TrainingError    (ValueError)    data that can't be trained on, or a training that went wrong
 |-- OutputError      (OSError)       a result that can't be written where it was asked for
 `-- MissingExtraError (ImportError)  an optional package that isn't installed
 
@@ -71,6 +72,10 @@ class NonFiniteError(SightlineError, ArithmeticError):
         super().__init__(message)
         self.images = images
         self.maps = maps
+
+
+class TrainingError(SightlineError, ValueError):
+    """Data can't be trained on, or a training went wrong; the message says what to change."""
 
 
 class OutputError(SightlineError, OSError):

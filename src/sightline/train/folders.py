@@ -178,11 +178,13 @@ def said(folders: Folders) -> list[str]:
         )
     if folders.shared:
         pairs = [f"{name} is {other}" for name, other in folders.shared]
-        sentences.append(f"{_pictures(len(pairs))} of val left out of val, because training sees them: {few(pairs)}")
+        sentences.append(
+            f"{_pictures(len(pairs))} of val left out of val, because training sees the same: {few(pairs)}"
+        )
     if folders.contradicting:
         pairs = [f"{name} is {other}" for name, other in folders.contradicting]
         sentences.append(
-            f"{_pictures(len(pairs))} kept that are also in another class, so that no answer is right: {few(pairs)}"
+            f"{_pictures(len(pairs))} kept although also in another class, so that no answer is right: {few(pairs)}"
         )
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     if counts[most] >= UNBALANCED * counts[least]:
@@ -312,7 +314,10 @@ def _files(
     """What lies in no class, with why it is skipped; and every picture with the place of its class."""
     loose, files = [], []
     for folder in sides.values():
-        loose += [(_name(root, one), "lies in no folder of a class") for one in _inside(folder)[1]]
+        for one in _inside(folder)[1]:
+            loose.append(
+                (_name(root, one), "lies in no folder of a class" if one.exists() else "is a link that leads nowhere")
+            )
         for label, name in enumerate(classes):
             pictures = _below(folder / name, above=(root, folder))
             if not pictures:

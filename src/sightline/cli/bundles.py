@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
+import os
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,12 +44,17 @@ def write_bundles(
     skip_existing: bool,
     as_json: bool,
     trust: str | None = None,
+    random_from: Path | None = None,
 ) -> None:
     """The body of `explain` and `compare`. A picture that fails is told at the end, and the others go on; exit code 1."""
     from sightline.bundle import check_free
 
-    images = find_images(photos, folder)
+    images = find_images(photos if random_from is None else [_folder(random_from)], folder)
     places = name_folders(images, folder)
+    of = len(images)
+    if random_from is not None:
+        image, place = draw(images, places, force)
+        images, places = [image], [place]
     if not any(image.exists() for image in images):
         raise ImageError(f"{plain(images[0])} can't be opened: no such file")
     if skip_existing:
@@ -93,6 +101,9 @@ def write_bundles(
                 chosen = [combine(one, over, **settings) for one in chosen or everything]
         for place in places:  # before the first picture, but after what was asked for is known to make sense
             check_free(place, force)
+        if random_from is not None:
+            chosen_one = f"one of {of:,} pictures in {plain(random_from)}, at random: {plain(images[0])}"
+            (tell if as_json else say)(f"{chosen_one}{_folder_says(images[0], adapter.labels or ())}")
         with _progress(len(images)) as (step, within):
             for image, place in zip(images, places, strict=True):
                 try:
@@ -169,14 +180,58 @@ def find_images(photos: Sequence[str], folder: Path) -> list[Path]:
     return list(found)
 
 
+def draw(images: Sequence[Path], places: Sequence[Path], force: bool) -> tuple[Path, Path]:
+    """A picture that can be read, at random, and its place: with `force` any, else one that has no result yet.
+
+    Raises:
+        ImageError: none can be read.
+        OutputError: all have their results.
+    """
+    from sightline.data.images import read_image
+
+    left = [pair for pair in zip(images, places, strict=True) if force or not os.path.lexists(pair[1])]
+    if not left:
+        raise OutputError(
+            f"all {len(images):,} pictures have their results in {places[0].parent} already; "
+            "--force replaces one at random, -o chooses another place"
+        )
+    for image, place in random.Random().sample(
+        left, len(left)
+    ):  # its own: whoever seeded Python's gets another one too
+        try:
+            read_image(image)
+        except ImageError as error:
+            tell(f"passed over: {plain(error, 1000)}")
+        else:
+            return image, place
+    raise ImageError(
+        f"none of {len(left):,} pictures can be read; expected a folder with one that opens in other programs"
+    )
+
+
+def _folder(path: Path) -> str:
+    if not path.is_dir():
+        raise ImageError(
+            f"--random-from {path} is no folder; give a folder of pictures, or name the picture itself as PHOTO"
+        )
+    return str(path)
+
+
+def _folder_says(image: Path, labels: Sequence[str]) -> str:
+    """The class that a picture's folder is named after, where the model has it."""
+    name = image.absolute().parent.name
+    near = [label for label in labels if label.casefold() == name.casefold()]
+    return f" (folder says: {plain(name if name in near else near[0])})" if near else ""
+
+
 def name_folders(images: Sequence[Path], folder: Path) -> list[Path]:
     """One folder an image below `folder`: its name without ending, with it where two would clash, else numbered."""
-    stems = [image.stem for image in images]
+    stems = Counter(image.stem for image in images)
     taken: set[str] = set()
     places = []
     for image in images:
         # A name of dots only would lead out of the folder.
-        name = (image.stem if stems.count(image.stem) == 1 else image.name).strip(". ") or "image"
+        name = (image.stem if stems[image.stem] == 1 else image.name).strip(". ") or "image"
         unique, number = name, 1
         while unique.lower() in taken:
             number += 1

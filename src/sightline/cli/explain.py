@@ -9,7 +9,7 @@ import typer
 
 from sightline.cli.bundles import DEFAULT_FOLDER, write_bundles
 from sightline.cli.model import Chosen, takes_a_model
-from sightline.errors import MethodError
+from sightline.errors import ImageError, MethodError
 
 Photos = Annotated[list[str], typer.Argument(metavar="PHOTO...", help="Files, folders or globs.")]
 Targets = Annotated[
@@ -67,8 +67,14 @@ Json = Annotated[bool, typer.Option("--json", help="JSON Lines on stdout, one ob
 
 @takes_a_model
 def run(
-    photos: Photos,
     model: Chosen,
+    photos: Annotated[list[str] | None, typer.Argument(metavar="PHOTO", help="Files, folders or globs.")] = None,
+    random_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--random-from", metavar="FOLDER", help="In place of PHOTO one picture of a folder, each time another."
+        ),
+    ] = None,
     target: Targets = None,
     method: Annotated[
         list[str] | None,
@@ -98,8 +104,14 @@ def run(
     """Show what the model says about photographs, and where it looks."""
     if len(method or ()) > 1:
         raise MethodError("explain shows one method; for several side by side: sightline compare")
+    if not photos and random_from is None:
+        raise ImageError("nothing to explain: give PHOTO (files, folders or globs), or --random-from FOLDER")
+    if photos and random_from is not None:
+        raise ImageError(
+            f"PHOTO ({photos[0]}) and --random-from {random_from} exclude each other; give the one or the other"
+        )
     write_bundles(
-        photos,
+        photos or [],
         model=model,
         methods=method or [None],
         targets=target or [],
@@ -119,4 +131,5 @@ def run(
         skip_existing=skip_existing,
         as_json=json,
         trust=trust,
+        random_from=random_from,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,6 +18,7 @@ from sightline.render.colormap import DIVERGING, SEQUENTIAL, palette
 TILE = 460  # pixels of a tile's longer side
 _MARGIN = 24
 _LONGEST = 500  # characters of one text
+_SPACES = re.compile(r"[^\S\N{NO-BREAK SPACE}]+")  # where a line may be broken
 _INK, _SOFT, _ALARM = (20, 20, 20), (90, 90, 90), (160, 60, 0)
 
 
@@ -79,13 +81,13 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f} %" if share >= 0.095 else f"{share * 100:.1f} %"
 
 
-def fitted(image: Image.Image) -> Image.Image:
+def fitted(image: Image.Image, longer: int = TILE) -> Image.Image:
     """The picture at a tile's size."""
-    return image.resize(_fitted(image.size), Image.Resampling.LANCZOS)
+    return image.resize(_fitted(image.size, longer), Image.Resampling.LANCZOS)
 
 
-def _fitted(size: tuple[int, int]) -> tuple[int, int]:
-    ratio = TILE / max(size)
+def _fitted(size: tuple[int, int], longer: int) -> tuple[int, int]:
+    ratio = longer / max(size)
     return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
 
 
@@ -139,7 +141,7 @@ def _text(
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines = [""]
-    text = " ".join(text.split())
+    text = _SPACES.sub(" ", text).strip()
     for word in (text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...").split(" "):
         while font.getlength(word) > width and len(word) > 1:  # a word longer than the line is cut
             cut = max(

@@ -34,6 +34,7 @@ ORDER = (
     "concept",
     "flow",
     "evaluation",
+    "train",
     "testing",
     "app",
     "cli",

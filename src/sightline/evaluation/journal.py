@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sightline.bundle import unicode_text
+from sightline.bundle import place, unicode_text
 from sightline.errors import OutputError
 
 SCHEMA = "sightline.evaluation/1"
@@ -144,6 +144,4 @@ class Journal:
 
     def place(self, name: str, content: bytes) -> None:
         """A file beside, whole or not at all."""
-        written = self.folder / f".{name}"
-        written.write_bytes(content)
-        written.replace(self.folder / name)
+        place(self.folder / name, content)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from sightline.bundle import png, unicode_text
+from sightline.bundle import csv_table, png, unicode_text
 from sightline.evaluation.journal import Journal
 from sightline.evaluation.picture import BOARDS, CENTRE, RANDOM, REFERENCES, TRUTH
 from sightline.metrics.registry import Array, Metric
@@ -246,7 +244,7 @@ def write_tables(found: Evaluation, journal: Journal) -> None:
         ]
         for one in entries
     ]
-    journal.place("table.csv", _csv(head, rows))
+    journal.place("table.csv", csv_table(head, rows))
     tests = [
         [metric.name, a, b, one.difference, one.low, one.high, one.p, p, one.count]
         for metric in found.metrics
@@ -254,22 +252,12 @@ def write_tables(found: Evaluation, journal: Journal) -> None:
     ]
     journal.place(
         "pairs.csv",
-        _csv(["metric", "one", "other", "difference", "low", "high", "p", "p corrected", "pictures"], tests),
+        csv_table(["metric", "one", "other", "difference", "low", "high", "p", "p corrected", "pictures"], tests),
     )
     journal.place("values.parquet", _parquet(found))
     for metric in found.metrics:
         for name, picture in _plots(found, metric).items():
             journal.place(f"{name}.png", png(picture))
-
-
-def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    for row in rows:
-        # A cell that a spreadsheet would run is made a text.
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r\n" else cell for cell in row])
-    return unicode_text(text.getvalue()).encode()
 
 
 def _parquet(found: Evaluation) -> bytes:

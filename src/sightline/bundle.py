@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from sightline.errors import OutputError
+
+_COMMANDS = tuple("=+-@\t\r\n")  # what a spreadsheet takes for the beginning of a formula, or skips before one
 
 
 @contextmanager
@@ -125,8 +128,30 @@ def write_manifest(place: Path, content: Mapping[str, Any]) -> None:
     (place / "manifest.json").write_text(unicode_text(text) + "\n", encoding="utf-8")
 
 
+def place(file: Path, content: bytes) -> None:
+    """A file, whole or not at all: what stood there before stays until the new one is complete."""
+    written = file.with_name(f".{file.name}")
+    try:
+        written.write_bytes(content)
+        written.replace(file)
+    except BaseException:
+        with suppress(OSError):
+            written.unlink()
+        raise
+
+
+def csv_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """A table as a file's content; a cell that a spreadsheet would run is made a text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in _COMMANDS else cell for cell in row])
+    return unicode_text(text.getvalue()).encode()
+
+
 def png(picture: Image.Image) -> bytes:
     """A picture as a file's content."""
-    buffer = BytesIO()
+    buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

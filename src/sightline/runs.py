@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.bundle import unicode_text
+from sightline.bundle import place, unicode_text
 from sightline.errors import OutputError
 
 LINES = "values.jsonl"
@@ -45,7 +45,7 @@ def opened(
                 for name in files(old or {}):
                     (folder / name).unlink(missing_ok=True)
                 manifest = {"schema": _schema(command), "plan": plan}
-                place(folder, "manifest.json", unicode_text(json.dumps(manifest, indent=1)).encode())
+                place(folder / "manifest.json", unicode_text(json.dumps(manifest, indent=1)).encode())
             yield goes_on
     except OSError as error:
         if isinstance(error, OutputError):
@@ -118,13 +118,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def place(folder: Path, name: str, content: bytes) -> None:
-    """A file of a run's folder, whole or not at all."""
-    written = folder / f".{name}"
-    written.write_bytes(content)
-    written.replace(folder / name)
-
-
 class Journal:
     """The lines of a run, by name."""
 
@@ -143,7 +136,7 @@ class Journal:
                     continue  # damaged, or cut off while it was written: done again
                 whole += line if line.endswith(b"\n") else line + b"\n"
             if whole != content:
-                place(self.folder, LINES, whole)
+                place(self._file, whole)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """One thing that is done; on the disk when this returns."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sightline.bundle import png, unicode_text
+from sightline.bundle import csv_table, place, png, unicode_text
 from sightline.evaluation.picture import BOARDS, CENTRE, RANDOM, REFERENCES, TRUTH
 from sightline.metrics.registry import Array, Metric
 from sightline.metrics.statistics import Interval, bootstrap, cliques, friedman, holm, paired
 from sightline.render.plots import Line, Row, critical_differences, curves, intervals
-from sightline.runs import place
 
 CORRECTION = "Holm's correction over all pairs of one metric; two-sided paired randomisation tests (signs flipped)"
 
@@ -234,9 +231,9 @@ def files(metrics: Iterable[str]) -> list[str]:
 
 def write_tables(found: Evaluation, folder: Path) -> None:
     """table.md, table.csv, table.json, pairs.csv, values.parquet, and the plots, beside the run's lines."""
-    place(folder, "table.md", unicode_text(found.markdown()).encode())
+    place(folder / "table.md", unicode_text(found.markdown()).encode())
     written = json.dumps(found.record(), indent=1, ensure_ascii=False, allow_nan=False)
-    place(folder, "table.json", unicode_text(written).encode())
+    place(folder / "table.json", unicode_text(written).encode())
     entries = found.table()
     head = ["metric", "method", "mean", "low", "high", "count", "undefined", "p against random", "p against centre"]
     rows = [
@@ -253,31 +250,20 @@ def write_tables(found: Evaluation, folder: Path) -> None:
         ]
         for one in entries
     ]
-    place(folder, "table.csv", _csv(head, rows))
+    place(folder / "table.csv", csv_table(head, rows))
     tests = [
         [metric.name, a, b, one.difference, one.low, one.high, one.p, p, one.count]
         for metric in found.metrics
         for a, b, one, p in found.pairs(metric)
     ]
     place(
-        folder,
-        "pairs.csv",
-        _csv(["metric", "one", "other", "difference", "low", "high", "p", "p corrected", "pictures"], tests),
+        folder / "pairs.csv",
+        csv_table(["metric", "one", "other", "difference", "low", "high", "p", "p corrected", "pictures"], tests),
     )
-    place(folder, "values.parquet", _parquet(found))
+    place(folder / "values.parquet", _parquet(found))
     for metric in found.metrics:
         for name, picture in _plots(found, metric).items():
-            place(folder, f"{name}.png", png(picture))
-
-
-def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    for row in rows:
-        # A cell that a spreadsheet would run is made a text.
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r\n" else cell for cell in row])
-    return unicode_text(text.getvalue()).encode()
+            place(folder / f"{name}.png", png(picture))
 
 
 def _parquet(found: Evaluation) -> bytes:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -82,6 +83,32 @@ class Friedman:
     critical_difference: float | None
     count: int
     undefined: int
+
+
+def wilson(right: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """The interval of a share, such as that of pictures named rightly: (low, high), 0 to 1.
+
+    Args:
+        right: how many.
+        count: of how many, 1 or more.
+        level: how often such an interval holds the true share, above 0 and below 1.
+
+    Raises:
+        MetricError: a number is out of its range.
+
+    Reference:
+        Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22, 1927, without correction
+        for continuity. It has a width also where none or all are right.
+    """
+    if not 0 <= right <= count or count < 1 or not 0 < level < 1:
+        raise MetricError(
+            f"{right} of {count} at level {level}; expected 0 to count, a count of 1 or more, a level inside 0..1"
+        )
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, spread = right / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def bootstrap(values: Any, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95) -> Interval:

@@ -84,7 +84,16 @@ class Row(NamedTuple):
     is_baseline: bool = False
 
 
-def curves(title: str, x_label: str, y_label: str, series: Sequence[Line], *, width: int = WIDTH) -> Image.Image:
+def curves(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Sequence[Line],
+    *,
+    width: int = WIDTH,
+    whole: bool = False,
+    marked: tuple[float, str] | None = None,
+) -> Image.Image:
     """Mean curves with their bands, each named where it ends; above eight with a legend too.
 
     The y axis goes from 0 to 1 if all that is drawn lies there, else over what is drawn. A point without neighbours is
@@ -95,6 +104,9 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Line], *, wi
         x_label: below the x axis, with its unit.
         y_label: below the title, with its unit and what the bands are.
         series: up to about thirty; colour and style repeat after 35 methods.
+        width: of the page, in pixels.
+        whole: x counts something, such as epochs, and has no values in between.
+        marked: a place on the x axis that gets a vertical line, and the words above it.
 
     Returns:
         RGB, twice `width`.
@@ -110,9 +122,11 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Line], *, wi
     names = page.all_fitted([trace.name for trace in traces], 300)
     fan = min(80, 30 + 2 * len(traces))  # room for lines from the ends of the curves to their names
     right = page.right - max(page.width(*name) for name in names) - _SAMPLE - fan
-    top = page.heading(title, y_label) + 12
-    frame = _frame(page, traces, right, top, top + max(0.48 * width, _ROW * len(traces)))
-    frame.draw(page, x_label)
+    top = page.heading(title, y_label) + (30 if marked else 12)
+    frame = _frame(page, traces, right, top, top + max(0.48 * width, _ROW * len(traces)), whole)
+    frame.draw(page, x_label, whole=whole)
+    if marked:
+        _mark(page, frame, *marked)
     for trace in sorted(traces, key=lambda trace: not trace.look.baseline):
         _draw_trace(page, frame, trace, opacity=0.22 / math.sqrt(len(traces)))
     _name_ends(page, frame, right + fan, traces, names)
@@ -209,6 +223,61 @@ def intervals(
     return page.image(_footnotes(page, frame.bottom + _UNDER, known))
 
 
+def confusion(title: str, names: Sequence[str], counts: np.ndarray[Any, Any]) -> Image.Image:
+    """What was taken for what: a row for each class as it is, a column for each as the model says.
+
+    The stronger a cell's colour, the larger its share of the row: blue where the model is right, orange where it is wrong.
+    Counts and shares stand in the cells as long as they fit; with more classes the pairs that are confused most are listed.
+
+    Args:
+        title: above the picture.
+        names: of the K classes.
+        counts: (K, K) of pictures, true classes down, said ones across.
+
+    Returns:
+        RGB, up to 1800 wide.
+
+    Raises:
+        OutputError: names and counts do not fit together.
+    """
+    count = len(names)
+    if not count or counts.shape != (count, count):
+        raise OutputError(f"{count} names and counts of shape {counts.shape}; expected (K, K) for K names")
+    page = _Page(max(560, min(WIDTH, 240 + 120 * count)))
+    note = "Rows: what the picture shows. Columns: what the model said. Blue is right, orange is wrong; the stronger, the larger the share of the row."
+    y = page.heading(title, note) + 12
+    named = count <= _MOST_NAMED
+    texts = page.all_fitted(names, 200) if named else []
+    left = _MARGIN + (max(page.width(*text) for text in texts) + 10 if named else 0)
+    cell = min(130.0, (page.right - left) / count, 640 / count)
+    above = page.all_fitted(names, 160) if named else []
+    flat = all(page.width(*text) <= cell - 8 for text in above)
+    top = y + ((20 if flat else max(page.width(*text) for text in above) + 8) if named else 0)
+    frame = _Frame(_Scale(0, count, left, left + cell * count), _Scale(count, 0, top + cell * count, top))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    colours = _shades(shares)
+    page.cells(colours, left, top, frame.x.end, frame.bottom)
+    _grid(page, frame, count if named else 1)
+    for index, (text, over) in enumerate(zip(texts, above, strict=True)):
+        middle = cell * (index + 0.5)
+        page.text(left - 10, top + middle, *text, align="right")
+        if flat:
+            page.text(left + middle, top - 12, *over, align="center")
+        else:
+            page.text(left + middle, top - 8, *over, upwards=True)
+    if cell < _ROOMY:
+        return page.image(_confused(page, frame.bottom + 14, names, counts) + 12)
+    for row, column in np.ndindex(count, count):
+        x, at = left + cell * (column + 0.5), top + cell * (row + 0.5)
+        ink = "white" if colours[row, column].mean() < 128 else _INK
+        page.text(x, at - 8, f"{counts[row, column]:,}", 15, ink=ink, align="center")
+        if counts[row].any():
+            page.text(
+                x, at + 11, f"{100 * shares[row, column]:.{0 if cell < 70 else 1}f} %", 11, ink=ink, align="center"
+            )
+    return page.image(frame.bottom + 20)
+
+
 # --------------------------------------------------------------------------------------------------------------- page
 
 
@@ -302,14 +371,20 @@ class _Page:
         align: Align = "left",
         bold: bool = False,
         boxed: bool = False,
+        upwards: bool = False,
     ) -> None:
-        """One line of text as it stands, `y` at the middle of its capitals; boxed hides what lies below it."""
+        """One line of text as it stands, `y` at the middle of its capitals; boxed hides what lies below it.
+
+        An `upwards` text begins at (x, y) and is read from below, with x at the middle of its capitals.
+        """
         from matplotlib.text import Text
 
         drawn = Text(
-            x,
-            y + 0.36 * size,
+            x + 0.36 * size if upwards else x,
+            y if upwards else y + 0.36 * size,
             _plain(text, bold),
+            rotation=90 if upwards else 0,
+            rotation_mode="anchor",
             fontproperties=_font(size, bold),
             color=ink,
             horizontalalignment=align,
@@ -321,6 +396,16 @@ class _Page:
         )
         if boxed:
             drawn.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+        self._figure.add_artist(drawn)
+
+    def cells(self, colours: np.ndarray[Any, Any], left: float, top: float, right: float, bottom: float) -> None:
+        """Coloured cells (h, w, 3) uint8 that fill a rectangle."""
+        from matplotlib.image import BboxImage
+        from matplotlib.transforms import Bbox, TransformedBbox
+
+        place = TransformedBbox(Bbox([[left, bottom], [right, top]]), self._pixels)
+        drawn = BboxImage(place, interpolation="nearest", origin="upper", zorder=0.2)
+        drawn.set_data(colours)
         self._figure.add_artist(drawn)
 
     def width(self, text: str, size: float = 13, bold: bool = False) -> float:
@@ -465,11 +550,14 @@ class _Frame(NamedTuple):
     def bottom(self) -> float:
         return self.y.start
 
-    def draw(self, page: _Page, x_label: str, *, across: bool = True) -> None:
+    def draw(self, page: _Page, x_label: str, *, across: bool = True, whole: bool = False) -> None:
         """Grid, ticks with their numbers, and the name of the x axis; lines `across` belong to the y axis."""
         left, right, top = self.x.start, self.x.end, self.y.end
         grid = _Look(_FAINT, (), 1)
         for value, text in self.x.ticks(max(2, round((right - left) / 70))):
+            if whole and not math.isclose(value, round(value), abs_tol=1e-6):
+                continue
+            text = _number(round(value), 1) if whole else text
             page.line([self.x(value)] * 2, [self.bottom + 4, top], _ZERO if value == 0 else grid, order=0)
             page.text(self.x(value), self.bottom + 14, text, 12, ink=_SOFT, align="center")
         for value, text in self.y.ticks(6) if across else ():
@@ -516,14 +604,30 @@ def _array(values: Any) -> Array:
     return np.asarray(values, dtype=np.float64)
 
 
-def _frame(page: _Page, traces: Sequence[_Trace], right: float, top: float, bottom: float) -> _Frame:
+def _frame(
+    page: _Page, traces: Sequence[_Trace], right: float, top: float, bottom: float, whole: bool = False
+) -> _Frame:
     """The plot's rectangle, with room at its left for the numbers of the y axis."""
     heights = np.concatenate([part for trace in traces for part in (trace.mean, trace.low, trace.high)])
     known = heights[np.isfinite(heights)]
     y = _Scale(*((0.0, 1.0) if ((known >= 0) & (known <= 1)).all() else _limits(known)), bottom, top)
     left = _MARGIN + max(page.width(text, 12) for _, text in y.ticks(6)) + 10
-    low, high = _limits(np.concatenate([trace.x for trace in traces]), pad=0)
+    places = np.concatenate([trace.x for trace in traces])
+    known = places[np.isfinite(places)]
+    if whole and len(known) and known.min() == known.max():
+        low, high = known[0] - 0.5, known[0] + 0.5
+    else:
+        low, high = _limits(places, pad=0)
     return _Frame(_Scale(low, high, left, right), y)
+
+
+def _mark(page: _Page, frame: _Frame, x: float, words: str) -> None:
+    """A vertical line with words above the plot."""
+    at, top = frame.x(x), frame.y.end
+    page.line([at] * 2, [top - 4, frame.bottom], _Look(_INK, (1.5, 2.5), 1.2), order=1)
+    text, size = page.fitted(words, 12, page.right - _MARGIN)
+    half = page.width(text, size) / 2
+    page.text(min(max(at, _MARGIN + half), page.right - half), top - 13, text, size, align="center")
 
 
 def _draw_trace(page: _Page, frame: _Frame, trace: _Trace, opacity: float) -> None:
@@ -793,3 +897,44 @@ def _footnotes(page: _Page, y: float, known: Sequence[_Whisker]) -> float:
         y = page.paragraph(y, "A hollow dot has no interval.") + 4
     lost = [one.name for one in known if one.is_baseline and math.isnan(one.mean)]
     return page.paragraph(y, f"Without a value: {', '.join(lost)}") + 4 if lost else y
+
+
+# ----------------------------------------------------------------------------------------------------------- confusion
+
+_MOST_NAMED = 40  # classes that have their names at the rows and columns
+_ROOMY = 46  # pixels of a cell that has room for numbers
+_RIGHT_INK, _WRONG_INK = (0, 84, 140), (213, 94, 0)
+
+
+def _shades(shares: Array) -> np.ndarray[Any, Any]:
+    """Colours (K, K, 3) of shares; by their root, so that a few mistakes among many can be seen."""
+    inks = np.where(np.eye(len(shares), dtype=bool)[..., None], _RIGHT_INK, _WRONG_INK)
+    depth = np.sqrt(shares)[..., None]
+    return np.asarray(np.rint(255 * (1 - depth) + inks * depth), np.uint8)
+
+
+def _grid(page: _Page, frame: _Frame, count: int) -> None:
+    """Lines around a square of cells, and between them."""
+    for index in range(count + 1):
+        share = index / count
+        look = _Look(_SOFT if index in (0, count) else _FAINT, (), 1)
+        x, y = (axis.start + share * (axis.end - axis.start) for axis in frame)
+        page.line([x, x], [frame.y.start, frame.y.end], look, order=1)
+        page.line([frame.x.start, frame.x.end], [y, y], look, order=1)
+
+
+def _confused(page: _Page, y: float, names: Sequence[str], counts: np.ndarray[Any, Any]) -> float:
+    """The pairs that are confused most, in words; returns where they end."""
+    if len(names) > _MOST_NAMED:
+        first, last = (page.fitted(names[at], 13, 240)[0] for at in (0, -1))
+        y = page.paragraph(y, f"The {len(names):,} classes stand in their order, from {first} to {last}.") + 6
+    wrong = np.where(np.eye(len(names), dtype=bool), 0, counts)
+    pairs = [divmod(int(at), len(names)) for at in np.argsort(-wrong, axis=None, kind="stable")[:12]]
+    pairs = [(row, column) for row, column in pairs if wrong[row, column]]
+    if not pairs:
+        return page.paragraph(y, "No picture was taken for another class.")
+    y = page.paragraph(y, "Confused most often:", ink=_INK, bold=True)
+    for row, column in pairs:
+        true, said = (page.fitted(names[at], 13, 240)[0] for at in (row, column))
+        y = page.paragraph(y, f"{true} taken for {said}: {counts[row, column]:,} of {counts[row].sum():,}", ink=_INK)
+    return y

@@ -58,7 +58,9 @@ def features(
             found = look(x.flip(-1) if flipped else x)
             if not bool(found.isfinite().all()):
                 bad = done + int((~found.isfinite().flatten(1).all(dim=1)).nonzero()[0])
-                raise NonFiniteError(f"NaN or infinity in the features of {examples[bad].name}; are the weights intact?")
+                raise NonFiniteError(
+                    f"NaN or infinity in the features of {examples[bad].name}; are the weights intact?"
+                )
             rows.append(found)
             done += len(x)
             if done % chunk == 0 or done == len(examples):

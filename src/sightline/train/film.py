@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sightline.attribution import attribute, capture
-from sightline.bundle import unicode_text
+from sightline.bundle import place, unicode_text
 from sightline.data.images import Source, read_image
 from sightline.engine.targets import class_index, probabilities
 from sightline.errors import ImageError, MetricError, ModelError, OutputError
@@ -354,23 +353,7 @@ def save_maps(path: str | os.PathLike[str], shots: Sequence[Shot], frames: Seque
         border=np.array([one.border for one in frames]),
         moved=np.array([one.moved for one in frames]),
     )
-    write_whole(Path(path), content.getvalue())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes or replaces a file, whole or not at all.
-
-    Raises:
-        OutputError: it can't be written.
-    """
-    written = path.with_name(f".sightline-{secrets.token_hex(6)}")
     try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            written.write_bytes(content)
-            written.replace(path)
-        finally:
-            written.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{path} can't be written: {reason}. Choose another place") from error
+        place(Path(path), content.getvalue())
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror or error}. Choose another place") from error

@@ -78,14 +78,31 @@ def of_pictures(examples: Sequence[Example], preprocess: Preprocess) -> Gather:
     return gather
 
 
-def of_features(features: np.ndarray[Any, Any], examples: Sequence[Example]) -> Gather:
-    """Batches of rows of features (B, C)."""
+def of_features(versions: Sequence[np.ndarray[Any, Any]], examples: Sequence[Example]) -> Gather:
+    """Batches of rows of features (B, C); of two versions, of the pictures and of mirrored ones, both (B, 2, C).
+
+    Args:
+        versions: (N, C) each.
+        examples: the N pictures.
+    """
     labels = np.array([one.label for one in examples])
 
     def gather(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(features[list(numbers)]), torch.from_numpy(labels[list(numbers)])
+        rows = list(numbers)
+        found = [torch.from_numpy(one[rows]) for one in versions]
+        return found[0] if len(found) == 1 else torch.stack(found, dim=1), torch.from_numpy(labels[rows])
 
     return gather
+
+
+def mirrored_pictures(x: Tensor, which: Tensor) -> Tensor:
+    """Pictures (B, C, H, W), those that are true in `which` (B,) mirrored."""
+    return torch.where(which.view(-1, 1, 1, 1), x.flip(-1), x)
+
+
+def mirrored_features(x: Tensor, which: Tensor) -> Tensor:
+    """Of two versions (B, 2, C) the second where `which` (B,) is true: (B, C)."""
+    return torch.where(which.view(-1, 1), x[:, 1], x[:, 0])
 
 
 def _groups(numbers: Sequence[int], size: int) -> list[Sequence[int]]:

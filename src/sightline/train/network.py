@@ -106,7 +106,7 @@ def with_new_head(
     return Network(adapter, architecture, head, _is_last(module, head, x))
 
 
-def freeze(network: Network, what: Freeze) -> tuple[nn.Module, ...]:
+def freeze_in(network: Network, what: Freeze) -> tuple[nn.Module, ...]:
     """Says what of a network does not learn, and returns these modules; they belong into evaluation mode.
 
     Args:

@@ -7,7 +7,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,33 @@ from sightline.errors import NonFiniteError
 from sightline.models.outputs import unwrap
 from sightline.models.weights import read_training
 from sightline.train.outcome import Epoch
+from sightline.train.reel import Reel
 
 # The trunk was trained before, the head was not.
 _TRUNK_LEARNS = 0.1
 _WEIGHT_DECAY = 0.01
 
 
+class _Figures(nn.Module):
+    """Loss and accuracy over an epoch, of all processes together."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.right = MulticlassAccuracy(classes, average="micro")
+
+    def taken(self) -> tuple[float, float]:
+        """Mean loss and accuracy since the last time that they were asked for."""
+        found = self.loss.compute().item(), self.right.compute().item()
+        self.loss.reset()
+        self.right.reset()
+        return found
+
+
 class Task(LightningModule):
     """A classifier that learns: cross-entropy with a weight a class, AdamW, a learning rate that falls along a cosine."""
+
+    weights: Tensor
 
     def __init__(
         self,
@@ -41,7 +60,7 @@ class Task(LightningModule):
         weights: Sequence[float],
         learning_rate: float,
         steps: int,
-        flip: bool,
+        mirror: Callable[[Tensor, Tensor], Tensor] | None,
         seed: int,
     ) -> None:
         """
@@ -52,7 +71,7 @@ class Task(LightningModule):
             weights: of the classes.
             learning_rate: of the head; a pretrained trunk gets a tenth.
             steps: of the whole training.
-            flip: half of the pictures are mirrored, drawn anew each time.
+            mirror: mirrors those of a batch that are true in a mask (B,), half of them, drawn anew each time; or None.
             seed: of all that is drawn.
         """
         super().__init__()
@@ -60,12 +79,10 @@ class Task(LightningModule):
         self.head_parameters = {id(one) for one in head.parameters()}
         self.frozen = tuple(frozen)
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
-        self.learning_rate, self.steps, self.flip, self.seed = learning_rate, steps, flip, seed
+        self.learning_rate, self.steps, self.mirror, self.seed = learning_rate, steps, mirror, seed
         classes = len(weights)
-        self.loss = nn.ModuleDict({"fitting": MeanMetric(), "validating": MeanMetric()})
-        self.right = nn.ModuleDict(
-            {one: MulticlassAccuracy(classes, average="micro") for one in ("fitting", "validating")}
-        )
+        self.fitting = _Figures(classes)
+        self.validating = _Figures(classes)
 
     def on_train_epoch_start(self) -> None:
         # Each epoch begins from its own number, so that one that is begun again is the same.
@@ -75,10 +92,9 @@ class Task(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
         x, labels = batch
-        if self.flip:
-            mirrored = torch.rand(len(x), device=x.device) < 0.5
-            x = torch.where(mirrored.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
-        loss = self._seen("fitting", x, labels)
+        if self.mirror is not None:
+            x = self.mirror(x, torch.rand(len(x), device=x.device) < 0.5)
+        loss = self._seen(self.fitting, x, labels)
         if not math.isfinite(loss.item()):
             raise NonFiniteError(
                 f"the loss is {loss.item()} at step {number + 1} of epoch {self.current_epoch + 1}, with a learning rate of "
@@ -87,21 +103,14 @@ class Task(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _number: int) -> None:
-        self._seen("validating", *batch)
+        self._seen(self.validating, *batch)
 
-    def _seen(self, part: str, x: Tensor, labels: Tensor) -> Tensor:
+    def _seen(self, figures: _Figures, x: Tensor, labels: Tensor) -> Tensor:
         logits = unwrap(self.learns(x))
-        loss = F.cross_entropy(logits, labels, weight=self.weights.to(logits.dtype))  # type: ignore[operator, union-attr]
-        self.loss[part].update(loss.detach(), len(x))
-        self.right[part].update(logits.detach(), labels)
+        loss = F.cross_entropy(logits, labels, weight=self.weights.to(logits.dtype))
+        figures.loss.update(loss.detach(), len(x))
+        figures.right.update(logits.detach(), labels)
         return loss
-
-    def figures(self, part: str) -> tuple[float, float]:
-        """Mean loss and accuracy since the last time that they were asked for."""
-        found = self.loss[part].compute().item(), self.right[part].compute().item()
-        self.loss[part].reset()
-        self.right[part].reset()
-        return found
 
     def configure_optimizers(self) -> Any:
         parameters = [one for one in self.learns.parameters() if one.requires_grad]
@@ -122,8 +131,8 @@ class Keeper(Callback):
         self,
         checkpoint: Path,
         patience: int,
-        keep: Callable[[Epoch], None],
-        look: Callable[[int], Mapping[str, float]],
+        reel: Reel | None,
+        keep: Callable[[Epoch | None], None],
         tell: Callable[[Epoch], None],
         step: Callable[[int, int], None],
     ) -> None:
@@ -131,13 +140,13 @@ class Keeper(Callback):
         Args:
             checkpoint: the file from which the training can be gone on with.
             patience: so many epochs without a smaller validation loss end it.
-            keep: writes the model, which is the best so far.
-            look: what is to be seen after an epoch: the fields of `Epoch` beside those of the training.
+            reel: the film; None in all processes but the first.
+            keep: writes the model, which is the best so far; None is told where no epoch is over.
             tell: hears of each epoch that is done.
             step: hears of each step: (done in this epoch, epoch).
         """
         self.checkpoint, self.patience = checkpoint, patience
-        self.keep, self.look, self.tell, self.step = keep, look, tell, step
+        self.reel, self.keep, self.tell, self.step = reel, keep, tell, step
         self.history: list[Epoch] = []
         self._began = 0.0
 
@@ -150,16 +159,17 @@ class Keeper(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, task: Any) -> None:
         number = trainer.current_epoch + 1
-        fitting, validating = task.figures("fitting"), task.figures("validating")
+        fitting, validating = task.fitting.taken(), task.validating.taken()
         if not math.isfinite(validating[0]):
             raise NonFiniteError(
                 f"the validation loss is {validating[0]} after epoch {number}, with a learning rate of {task.learning_rate:g}; "
                 "a smaller one (--lr) may help"
             )
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        seen = self.look(number) if trainer.is_global_zero else {}
+        seen = self.reel.add(number, number) if self.reel is not None else None
+        share = (math.nan, math.nan) if seen is None else (seen.border, seen.moved)
         seconds = time.monotonic() - self._began
-        self.history.append(Epoch(number, *fitting, *validating, rate, seconds, **_both(seen)))
+        self.history.append(Epoch(number, *fitting, *validating, rate, seconds, *share))
         if trainer.is_global_zero:
             if best(self.history) == number:
                 self.keep(self.history[-1])
@@ -167,15 +177,18 @@ class Keeper(Callback):
         trainer.save_checkpoint(self.checkpoint)
         trainer.should_stop = ended(self.history, self.patience)
 
+    def on_exception(self, trainer: Trainer, _task: Any, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt) and not self.history and trainer.is_global_zero:
+            self.keep(None)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"history": [asdict(one) for one in self.history]}
+        film = {} if self.reel is None else self.reel.state()
+        return {"history": [asdict(one) for one in self.history], "film": film}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = [Epoch(**one) for one in state["history"]]
-
-
-def _both(seen: Mapping[str, float]) -> dict[str, float]:
-    return {"border": seen.get("border", math.nan), "moved": seen.get("moved", math.nan)}
+        if self.reel is not None:
+            self.reel.restore(state["film"])
 
 
 def best(history: Sequence[Epoch]) -> int:

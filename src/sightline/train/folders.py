@@ -314,10 +314,7 @@ def _files(
     """What lies in no class, with why it is skipped; and every picture with the place of its class."""
     loose, files = [], []
     for folder in sides.values():
-        for one in _inside(folder)[1]:
-            loose.append(
-                (_name(root, one), "lies in no folder of a class" if one.exists() else "is a link that leads nowhere")
-            )
+        loose += [(_name(root, one), _why_loose(one)) for one in _inside(folder)[1]]
         for label, name in enumerate(classes):
             pictures = _below(folder / name, above=(root, folder))
             if not pictures:
@@ -327,6 +324,10 @@ def _files(
                 )
             files += [(one, label) for one in pictures]
     return loose, files
+
+
+def _why_loose(path: Path) -> str:
+    return "lies in no folder of a class" if os.path.exists(path) else "is a link that leads nowhere"
 
 
 def _name(root: Path, path: Path) -> str:

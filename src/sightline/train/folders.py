@@ -188,10 +188,12 @@ def said(folders: Folders) -> list[str]:
         )
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     if counts[most] >= UNBALANCED * counts[least]:
+        times = counts[most] / counts[least]
         weights = [f"{name} {weight:.3g}" for name, weight in zip(folders.classes, class_weights(folders), strict=True)]
+        shown = f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
         sentences.append(
-            f"{folders.classes[most]} has {counts[most] / counts[least]:.2g} times as many pictures as "
-            f"{folders.classes[least]}; the loss weighs classes by {few(weights)}"
+            f"{folders.classes[most]} has {shown} times as many pictures as {folders.classes[least]}; "
+            f"the loss weighs classes by {few(weights)}"
         )
     return sentences
 

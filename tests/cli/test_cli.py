@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -21,7 +22,7 @@ from PIL import Image
 
 from commands import Result, Run, finish, start, wait_for
 from sightline import list_methods
-from sightline.cli.bundles import find_images, name_folders
+from sightline.cli.bundles import draw, find_images, name_folders
 from sightline.cli.doctor import DEMO
 from sightline.cli.output import plain
 from sightline.engine.attention import WANTED
@@ -435,6 +436,106 @@ def test_a_fault_of_ours_is_said_to_be_one(cli: Run, photo: Path, monkeypatch: p
         "sightline: unexpected RuntimeError: the hooks\N{REPLACEMENT CHARACTER}have gone. "
         "This is a fault of sightline; --debug shows where\n"
     )
+
+
+# ---------------------------------------------------------------------------------------------------- a picture at random
+
+
+@pytest.fixture
+def pets(cat: Image.Image, tmp_path: Path) -> Path:
+    """Six pictures in two folders, of which one is called like a class of the bundled model; the same names in both."""
+    for folder in ("Lynx", "mine"):
+        (tmp_path / "pets" / folder).mkdir(parents=True)
+        for number in range(3):
+            cat.rotate(number).save(tmp_path / "pets" / folder / f"{number}.png")
+    return tmp_path / "pets"
+
+
+def test_a_random_picture_is_named_and_each_time_another_until_all_had_their_turn(cli: Run, pets: Path) -> None:
+    drawn = []
+    for _ in range(6):
+        result = cli("explain", "--random-from", pets)
+        assert (result.code, result.err) == (0, "")
+        first, second = result.out.splitlines()[:2]
+        found = re.fullmatch(rf"one of 6 pictures in {pets}, at random: (\S+)( \(folder says: lynx\))?", first)
+        assert found, first
+        assert second == f"{found[1]} (120 x 80)"
+        assert bool(found[2]) == (Path(found[1]).parent.name == "Lynx")
+        drawn.append(found[1])
+    assert sorted(drawn) == sorted(map(str, pets.rglob("*.png")))
+    assert len(bundles(Path("sightline-out"))) == 6
+    result = cli("explain", "--random-from", pets)
+    assert (result.code, result.out) == (2, "")
+    assert "all 6 pictures have their results in sightline-out already; --force" in result.err
+    assert cli("explain", "--random-from", pets, "--force").code == 0
+    assert len(bundles(Path("sightline-out"))) == 6
+
+
+def test_a_random_picture_is_not_the_same_each_time_even_where_python_is_seeded(pets: Path, tmp_path: Path) -> None:
+    images = sorted(pets.rglob("*.png"))
+    drawn = set()
+    for _ in range(30):  # all the same once in 6 ** 29 times
+        random.seed(0)
+        state = random.getstate()
+        drawn.add(draw(images, name_folders(images, tmp_path / "out"), force=False))
+        assert random.getstate() == state
+    assert len(drawn) > 1
+    assert drawn <= set(zip(images, name_folders(images, tmp_path / "out"), strict=True))
+
+
+def test_the_random_picture_is_told_beside_json_and_not_in_it(cli: Run, pets: Path) -> None:
+    result = cli("explain", "--random-from", pets / "Lynx", "--json")
+    assert result.code == 0
+    (line,) = result.lines
+    (said,) = result.err.splitlines()
+    assert said == f"one of 3 pictures in {pets / 'Lynx'}, at random: {line['image']} (folder says: lynx)"
+
+
+def test_a_broken_picture_is_passed_over_and_another_drawn(
+    album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [album / "broken.jpg", album / "deep" / "c.webp", album / "empty.png"]
+    for _ in range(40):
+        assert draw(images, name_folders(images, tmp_path / "out"), force=False)[0] == album / "deep" / "c.webp"
+    passed = capsys.readouterr().err
+    assert re.search(r"(?m)^passed over: .*broken\.jpg is broken", passed)
+    assert re.search(r"(?m)^passed over: .*empty\.png is empty$", passed)
+
+
+def test_a_folder_in_which_nothing_can_be_read_is_refused(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"")
+    result = cli("explain", "--random-from", tmp_path / "in")
+    assert (result.code, result.out) == (2, "")
+    passed, refused = result.err.splitlines()
+    assert passed.endswith("a.jpg is empty")
+    assert "none of 1 pictures can be read" in refused
+    assert not Path("sightline-out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["nothing to explain", "PHOTO", "--random-from FOLDER"]),
+        (["cat.jpg", "--random-from", "pets"], ["cat.jpg", "--random-from pets", "exclude each other"]),
+        (["--random-from", "gone"], ["--random-from gone is no folder"]),
+        (["--random-from", "cat.jpg"], ["--random-from cat.jpg is no folder", "PHOTO"]),
+        (["--random-from", "hollow"], ["there is no picture in hollow"]),
+        (["--random-from", "."], ["sightline-out lies inside the folder of pictures", "-o"]),
+    ],
+    ids=["nothing", "both", "no such folder", "a file", "no pictures", "around the output"],
+)
+def test_what_to_explain_must_be_said_once(
+    arguments: list[str], words: list[str], cli: Run, photo: Path, pets: Path
+) -> None:
+    Path("hollow").mkdir()
+    assert_refused(cli("explain", *arguments), *words)
+
+
+def test_compare_draws_no_picture(cli: Run, pets: Path) -> None:
+    result = cli("compare", "--random-from", pets)
+    assert result.code == 2
+    assert "--random-from" in result.err
 
 
 # --------------------------------------------------------------------------------------------------------------- output

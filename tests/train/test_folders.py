@@ -534,6 +534,17 @@ def test_what_is_skipped_left_out_contradicting_and_unbalanced_is_said(data: Tre
     ]
 
 
+@pytest.mark.parametrize(
+    ("cats", "dogs", "times"), [(4, 6, "1.5"), (2, 18, "9"), (1, 12, "12"), (1, 1234, "1,234"), (20, 29, None)]
+)
+def test_how_unbalanced_classes_are_is_said_from_one_and_a_half_on(cats: int, dogs: int, times: str | None) -> None:
+    train = tuple(Example(f"{n}", Path(), int(n >= cats), f"{n}") for n in range(cats + dogs))
+    sentences = said(Folders(Path(), ("cat", "dog"), train, (), (), (), (), None))
+    assert len(sentences) == (1 if times is None else 2)
+    if times is not None:
+        assert sentences[1].startswith(f"dog has {times} times as many pictures as cat; ")
+
+
 @pytest.mark.parametrize("counts", [(3, 3), (2, 18), (4, 5, 6)])
 def test_every_class_counts_the_same_with_its_weight(counts: tuple[int, ...]) -> None:
     train = tuple(

@@ -195,9 +195,8 @@ def draw(images: Sequence[Path], places: Sequence[Path], force: bool) -> tuple[P
             f"all {len(images):,} pictures have their results in {places[0].parent} already; "
             "--force replaces one at random, -o chooses another place"
         )
-    for image, place in random.Random().sample(
-        left, len(left)
-    ):  # its own: whoever seeded Python's gets another one too
+    chance = random.Random()  # its own: whoever has seeded Python's gets another picture too
+    for image, place in chance.sample(left, len(left)):
         try:
             read_image(image)
         except ImageError as error:

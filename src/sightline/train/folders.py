@@ -188,10 +188,12 @@ def said(folders: Folders) -> list[str]:
         )
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     if counts[most] >= UNBALANCED * counts[least]:
+        times = counts[most] / counts[least]
         weights = [f"{name} {weight:.3g}" for name, weight in zip(folders.classes, class_weights(folders), strict=True)]
+        shown = f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
         sentences.append(
-            f"{folders.classes[most]} has {counts[most] / counts[least]:.2g} times as many pictures as "
-            f"{folders.classes[least]}; the loss weighs classes by {few(weights)}"
+            f"{folders.classes[most]} has {shown} times as many pictures as {folders.classes[least]}; "
+            f"the loss weighs classes by {few(weights)}"
         )
     return sentences
 
@@ -314,10 +316,7 @@ def _files(
     """What lies in no class, with why it is skipped; and every picture with the place of its class."""
     loose, files = [], []
     for folder in sides.values():
-        for one in _inside(folder)[1]:
-            loose.append(
-                (_name(root, one), "lies in no folder of a class" if one.exists() else "is a link that leads nowhere")
-            )
+        loose += [(_name(root, one), _why_loose(one)) for one in _inside(folder)[1]]
         for label, name in enumerate(classes):
             pictures = _below(folder / name, above=(root, folder))
             if not pictures:
@@ -327,6 +326,10 @@ def _files(
                 )
             files += [(one, label) for one in pictures]
     return loose, files
+
+
+def _why_loose(path: Path) -> str:
+    return "lies in no folder of a class" if os.path.exists(path) else "is a link that leads nowhere"
 
 
 def _name(root: Path, path: Path) -> str:

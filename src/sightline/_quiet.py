@@ -11,8 +11,8 @@ from contextlib import contextmanager
 _lock = threading.Lock()
 _inside = 0
 _saved = warnings.catch_warnings()
-_TALKER = logging.getLogger("transformers")
-_level = logging.NOTSET
+_TALKERS = tuple(logging.getLogger(name) for name in ("transformers", "lightning.pytorch", "lightning.fabric"))
+_levels = [logging.NOTSET for _ in _TALKERS]
 
 
 @contextmanager
@@ -22,14 +22,17 @@ def quiet() -> Iterator[None]:
     `warnings.catch_warnings` alone is not safe between threads: the first one in saves the filters here, the last one
     out puts them back.
     """
-    global _inside, _saved, _level
+    global _inside, _saved, _levels
     with _lock:
         if _inside == 0:
             _saved = warnings.catch_warnings()
             _saved.__enter__()
-            warnings.filterwarnings("ignore", module=r"(PIL|torch|timm|transformers|keras)\.|pickletools")
-            _level = _TALKER.level
-            _TALKER.setLevel(logging.ERROR)
+            warnings.filterwarnings(
+                "ignore", module=r"(PIL|torch|timm|transformers|keras|lightning|torchmetrics)\.|pickletools"
+            )
+            _levels = [one.level for one in _TALKERS]
+            for one in _TALKERS:
+                one.setLevel(logging.ERROR)
         _inside += 1
     try:
         yield
@@ -38,4 +41,5 @@ def quiet() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 _saved.__exit__(None, None, None)
-                _TALKER.setLevel(_level)
+                for one, level in zip(_TALKERS, _levels, strict=True):
+                    one.setLevel(level)

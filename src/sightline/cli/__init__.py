@@ -46,9 +46,9 @@ def _spelled_out(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point: our errors become one message on stderr and exit code 2, without a traceback."""
-    from sightline.cli import compare, concepts, doctor, evaluate, explain, layers, methods, metrics, models, web
+    from sightline.cli import compare, concepts, doctor, evaluate, explain, layers, methods, metrics, models, train, web
 
-    for command in (explain, compare, evaluate, concepts, models, layers, methods, metrics, doctor):
+    for command in (explain, compare, evaluate, train, concepts, models, layers, methods, metrics, doctor):
         app.command(command.__name__.rpartition(".")[2])(command.run)
     app.command("app")(web.run)
     debug = "--debug" in sys.argv

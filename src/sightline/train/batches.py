@@ -38,7 +38,8 @@ class Batches:
             processes: how many there are.
         """
         self.size, self.gather = size, gather
-        # Lightning tells a sampler the epoch.
+        # Lightning tells a sampler the epoch, and asks for both kinds, as a DataLoader has them.
+        self.batch_sampler = None
         self.sampler: DistributedSampler[int] = DistributedSampler(
             range(count),  # type: ignore[arg-type]
             num_replicas=processes,

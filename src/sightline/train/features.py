@@ -44,15 +44,15 @@ def features(
     Raises:
         NonFiniteError: NaN or infinity for a picture, which it names.
     """
-    width = network.layer.in_features if isinstance(network.layer, nn.Linear) else network.layer.in_channels
+    width = network.width
     chunk = _CHUNK * batch_size
-    written = file.stat().st_size // (4 * int(width)) if file.exists() else 0
+    written = file.stat().st_size // (4 * width) if file.exists() else 0
     done = written if written == len(examples) else written - written % chunk
     look = _trunk(network)
     gather = of_pictures(examples[done:], network.adapter.preprocess)  # type: ignore[arg-type]
     rows: list[Tensor] = []
     with open(file, "r+b" if file.exists() else "w+b") as opened, torch.inference_mode():
-        opened.truncate(done * 4 * int(width))
+        opened.truncate(done * 4 * width)
         opened.seek(0, os.SEEK_END)
         for x, _ in Batches(len(examples) - done, batch_size, gather) if done < len(examples) else ():
             found = look(x.flip(-1) if flipped else x)
@@ -70,7 +70,7 @@ def features(
                 rows = []
             if watch is not None:
                 watch(done)
-    return np.memmap(file, np.float32, "r", shape=(len(examples), int(width)))
+    return np.memmap(file, np.dtype(np.float32), "r", shape=(len(examples), width))
 
 
 def _trunk(network: Network) -> Callable[[Tensor], Tensor]:

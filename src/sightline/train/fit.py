@@ -241,7 +241,7 @@ def _train(run: _Run, machine: Any, resume: bool) -> Any:
     if goes_on:
         keeper.load_state_dict(read_training(last)["callbacks"]["Keeper"])
     if reel is not None:
-        reel.begin(network.adapter, len(keeper.history), len(keeper.history))
+        reel.begin(lambda: network.adapter, len(keeper.history), len(keeper.history))
     if not ended(keeper.history, settings["patience"]):
         machine.callbacks.append(keeper)
         with _interruptible(), quiet():
@@ -358,8 +358,8 @@ def _trainer(epochs: int, given: Mapping[str, Any]) -> Any:
     precision = "32-true"
     if torch.cuda.is_available() and given.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    usual = {"accelerator": "auto", "devices": 1, "precision": precision, "max_epochs": epochs}
-    ours = {
+    usual: dict[str, Any] = {"accelerator": "auto", "devices": 1, "precision": precision, "max_epochs": epochs}
+    ours: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

@@ -49,6 +49,12 @@ class Network:
         """The head itself."""
         return self.module.get_submodule(self.head)
 
+    @property
+    def width(self) -> int:
+        """How many numbers the head is fed for each picture."""
+        weight = self.layer.weight
+        return int(weight.shape[1]) if isinstance(weight, Tensor) else 0
+
 
 def with_new_head(
     model: str | Path,
@@ -167,6 +173,7 @@ def save(network: Network, file: Path, about: Mapping[str, Any]) -> None:
         save_file(tensors, written, metadata)
         with open(written, "rb") as opened:
             os.fsync(opened.fileno())
+        written.chmod(0o644)  # it is made for its owner alone
     except Exception as error:  # safetensors has an error of its own for what the system says
         written.unlink(missing_ok=True)
         raise OSError(str(error)) from error
@@ -175,7 +182,9 @@ def save(network: Network, file: Path, about: Mapping[str, Any]) -> None:
 
 def _head(module: nn.Module, name: str) -> str:
     """The name of the one dense layer, or convolution of 1 x 1, that gives the logits of the present classes."""
-    found = [(path, _size(one)) for path, one in module.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)]
+    found: list[tuple[str, int]] = [
+        (path, _size(one)) for path, one in module.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)
+    ]
     if not found:
         raise ModelError(f"{name} has no dense layer that could be replaced")
     last, classes = found[-1]

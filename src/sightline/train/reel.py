@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sightline.bundle import png
+from sightline.bundle import place, png
 from sightline.errors import ModelError, OutputError
 from sightline.methods.registry import Function, Method, find
 from sightline.models.adapter import Adapter
@@ -117,7 +117,7 @@ class Reel:
 
     def _write(self, folder: Path, drawn: Image.Image) -> None:
         save_maps(folder / "maps.npz", self.shots, self.frames)
-        write_whole(folder / "film.png", png(drawn))
+        place(folder / "film.png", png(drawn))
 
     def _tried(self, epoch: int, call: Callable[[], Any]) -> Any:
         try:

@@ -167,9 +167,14 @@ class Keeper(Callback):
             )
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         seen = self.reel.add(number, number) if self.reel is not None else None
-        share = (math.nan, math.nan) if seen is None else (seen.border, seen.moved)
+        border, moved = (math.nan, math.nan) if seen is None else (seen.border, seen.moved)
         seconds = time.monotonic() - self._began
-        self.history.append(Epoch(number, *fitting, *validating, rate, seconds, *share))
+        figures = dict(
+            train_loss=fitting[0], train_accuracy=fitting[1], val_loss=validating[0], val_accuracy=validating[1]
+        )
+        self.history.append(
+            Epoch(epoch=number, **figures, learning_rate=rate, seconds=seconds, border=border, moved=moved)
+        )
         if trainer.is_global_zero:
             if best(self.history) == number:
                 self.keep(self.history[-1])

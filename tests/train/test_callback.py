@@ -31,7 +31,8 @@ from sightline.train.film import Frame, border_share, moved
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
 ]
 
 
@@ -331,7 +332,13 @@ def test_a_resumed_training_continues_the_film(tmp_path: Path) -> None:
     whole = callback()
     trained(tmp_path, whole, ModelCheckpoint(tmp_path / "all", save_top_k=-1, filename="{epoch}"), epochs=4)
     resumed = callback()
-    trained(tmp_path, resumed, ModelCheckpoint(tmp_path / "more"), epochs=4, resume=tmp_path / "all" / "epoch=1.ckpt")
+    trained(
+        tmp_path,
+        resumed,
+        ModelCheckpoint(tmp_path / "all", save_top_k=-1, filename="{epoch}"),
+        epochs=4,
+        resume=tmp_path / "all" / "epoch=1.ckpt",
+    )
     assert epochs_of(resumed.frames) == [0, 1, 2, 3, 4]
     for one, other in zip(whole.frames[:3], resumed.frames[:3], strict=True):
         np.testing.assert_array_equal(one.maps, other.maps)
@@ -355,7 +362,13 @@ def test_a_film_of_other_pictures_begins_anew_and_says_so(tmp_path: Path) -> Non
     trained(tmp_path, callback(), ModelCheckpoint(tmp_path / "all", save_top_k=-1, filename="{epoch}"), epochs=2)
     film = HeatmapCallback(pictures()[:2], preprocess=prepared, layer="net.relu2")
     with pytest.warns(UserWarning, match="it begins anew"):
-        trained(tmp_path, film, ModelCheckpoint(tmp_path / "more"), epochs=3, resume=tmp_path / "all" / "epoch=1.ckpt")
+        trained(
+            tmp_path,
+            film,
+            ModelCheckpoint(tmp_path / "all", save_top_k=-1, filename="{epoch}"),
+            epochs=3,
+            resume=tmp_path / "all" / "epoch=1.ckpt",
+        )
     assert epochs_of(film.frames)[-1] == 3
     assert 1 not in epochs_of(film.frames)
 

@@ -225,7 +225,9 @@ def _mean(values: Array) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def strip(shots: Sequence[Shot], frames: Sequence[Frame], labels: Sequence[str] | None = None) -> Image.Image:
+def strip(
+    shots: Sequence[Shot], frames: Sequence[Frame], labels: Sequence[str] | None = None, notes: Sequence[str] = ()
+) -> Image.Image:
     """The film as one picture: a row for each shot, the photograph and then the epochs; the means below.
 
     At most ten epochs and eight shots are drawn; what is left out is said.
@@ -234,6 +236,7 @@ def strip(shots: Sequence[Shot], frames: Sequence[Frame], labels: Sequence[str] 
         shots: the pictures.
         frames: in the order of the epochs.
         labels: class names by index.
+        notes: what else has to be said below, such as `Adapter.notes`.
     """
     if not frames:
         raise OutputError("there is no frame to draw; make one with sightline.train.frame")
@@ -242,7 +245,7 @@ def strip(shots: Sequence[Shot], frames: Sequence[Frame], labels: Sequence[str] 
         rows,
         heading="Where the network looks, epoch after epoch",
         captions=captions,
-        warnings=[],
+        warnings=notes,
         keys=[Key(0, 1, "of each frame's own maximum")],
     )
 

@@ -109,7 +109,8 @@ class Reel:
         """What shows the film, one function for each place where it goes."""
         if self.output is None and not self.loggers:
             return []
-        drawn = strip(self.shots, self.frames, self._known().labels)
+        adapter = self._known()
+        drawn = strip(self.shots, self.frames, adapter.labels, adapter.notes)
         return [
             *([] if self.output is None else [partial(self._write, self.output, drawn)]),
             *(partial(_tell, one, step, numbers(self.frames[-1]), drawn) for one in self.loggers),

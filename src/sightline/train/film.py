@@ -224,7 +224,9 @@ def _mean(values: Array) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def strip(shots: Sequence[Shot], frames: Sequence[Frame], labels: Sequence[str] | None = None) -> Image.Image:
+def strip(
+    shots: Sequence[Shot], frames: Sequence[Frame], labels: Sequence[str] | None = None, notes: Sequence[str] = ()
+) -> Image.Image:
     """The film as one picture: a row for each shot, the photograph and then the epochs; the means below.
 
     At most ten epochs and eight shots are drawn; what is left out is said.
@@ -233,6 +235,7 @@ def strip(shots: Sequence[Shot], frames: Sequence[Frame], labels: Sequence[str] 
         shots: the pictures.
         frames: in the order of the epochs.
         labels: class names by index.
+        notes: what else has to be said below, such as `Adapter.notes`.
     """
     if not frames:
         raise OutputError("there is no frame to draw; make one with sightline.train.frame")
@@ -241,7 +244,7 @@ def strip(shots: Sequence[Shot], frames: Sequence[Frame], labels: Sequence[str] 
         rows,
         heading="Where the network looks, epoch after epoch",
         captions=captions,
-        warnings=[],
+        warnings=notes,
         keys=[Key(0, 1, "of each frame's own maximum")],
     )
 
@@ -353,7 +356,18 @@ def save_maps(path: str | os.PathLike[str], shots: Sequence[Shot], frames: Seque
         border=np.array([one.border for one in frames]),
         moved=np.array([one.moved for one in frames]),
     )
+    write_whole(Path(path), content.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes or replaces a file, whole or not at all.
+
+    Raises:
+        OutputError: it can't be written.
+    """
     try:
-        place(Path(path), content.getvalue())
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror or error}. Choose another place") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place(path, content)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path} can't be written: {reason}. Choose another place") from error

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sightline.bundle import place, png
+from sightline.bundle import png
 from sightline.errors import ModelError, OutputError
 from sightline.methods.registry import Function, Method, find
 from sightline.models.adapter import Adapter
-from sightline.train.film import Frame, Picture, Shot, frame, save_maps, shots, strip
+from sightline.train.film import Frame, Picture, Shot, frame, save_maps, shots, strip, write_whole
 from sightline.train.loggers import Logger
 
 BORDER, MOVED, _FILM = "heatmap/border", "heatmap/moved", "heatmap/film"
@@ -109,7 +109,8 @@ class Reel:
         """What shows the film, one function for each place where it goes."""
         if self.output is None and not self.loggers:
             return []
-        drawn = strip(self.shots, self.frames, self._known().labels)
+        adapter = self._known()
+        drawn = strip(self.shots, self.frames, adapter.labels, adapter.notes)
         return [
             *([] if self.output is None else [partial(self._write, self.output, drawn)]),
             *(partial(_tell, one, step, numbers(self.frames[-1]), drawn) for one in self.loggers),
@@ -117,7 +118,7 @@ class Reel:
 
     def _write(self, folder: Path, drawn: Image.Image) -> None:
         save_maps(folder / "maps.npz", self.shots, self.frames)
-        place(folder / "film.png", png(drawn))
+        write_whole(folder / "film.png", png(drawn))
 
     def _tried(self, epoch: int, call: Callable[[], Any]) -> Any:
         try:

@@ -404,7 +404,7 @@ class _Page:
         from matplotlib.transforms import Bbox, TransformedBbox
 
         place = TransformedBbox(Bbox([[left, bottom], [right, top]]), self._pixels)
-        drawn = BboxImage(place, interpolation="nearest", origin="upper", zorder=0.2)
+        drawn = BboxImage(place, interpolation="nearest", origin="lower", zorder=0.2)
         drawn.set_data(colours)
         self._figure.add_artist(drawn)
 
@@ -554,7 +554,7 @@ class _Frame(NamedTuple):
         """Grid, ticks with their numbers, and the name of the x axis; lines `across` belong to the y axis."""
         left, right, top = self.x.start, self.x.end, self.y.end
         grid = _Look(_FAINT, (), 1)
-        for value, text in self.x.ticks(max(2, round((right - left) / 70))):
+        for value, text in self.x.ticks(max(2, round((right - left) / (30 if whole else 70)))):
             if whole and not math.isclose(value, round(value), abs_tol=1e-6):
                 continue
             text = _number(round(value), 1) if whole else text

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -324,6 +325,41 @@ def test_no_name_can_do_anything_in_the_page(tmp_path: Path) -> None:
     assert "\u202e" not in page.content
     assert "http://" not in page.content
     assert "https://" not in page.content
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_hostile_names_as_text_asks_for_nothing_and_never_scrolls_sideways(
+    scheme: str, tmp_path: Path
+) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("there is no chromium on this machine")
+    folders = pictures(tmp_path / "data", [f"{name}.png" for name in HOSTILE], range(len(HOSTILE)), HOSTILE)
+    file = written(tmp_path / "run", folders, np.roll(np.eye(len(HOSTILE)), 1, axis=1), told=HOSTILE) / "index.html"
+    asked: list[str] = []
+    with playwright.sync_playwright() as running:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = running.chromium.launch(executable_path=program, args=flags)
+        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: asked.append(message.text))
+        page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+        page.goto(file.as_uri())
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        shown = page.evaluate("[...document.images].map(one => one.complete && one.naturalWidth > 0)")
+        ink, paper = page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        )
+        said = page.inner_text("#data ~ ul")
+        browser.close()
+    assert [one for one in asked if not one.startswith("data:image/")] == [file.as_uri()]
+    assert wide == 390
+    assert shown == [True] * 6
+    assert HOSTILE[0] in said
+    bright = [sum(int(part) for part in colour[4:-1].split(",")) for colour in (ink, paper)]
+    assert (bright[0] < bright[1]) == (scheme == "light")
+    assert abs(bright[0] - bright[1]) > 500
 
 
 # ------------------------------------------------------------------------------------------------------------- failures

@@ -243,12 +243,13 @@ def confusion(title: str, names: Sequence[str], counts: np.ndarray[Any, Any]) ->
     count = len(names)
     if not count or counts.shape != (count, count):
         raise OutputError(f"{count} names and counts of shape {counts.shape}; expected (K, K) for K names")
-    page = _Page(max(560, min(WIDTH, 240 + 120 * count)))
+    named = count <= _MOST_NAMED
+    page = _Page()
+    texts = page.all_fitted(names, 300) if named else []
+    left = _MARGIN + (max(page.width(*text) for text in texts) + 10 if named else 0)
+    page = _Page(round(max(560, min(WIDTH, left + _MARGIN + 130 * count))))
     note = "Rows: what the picture shows. Columns: what the model said. Blue is right, orange is wrong; the stronger, the larger the share of the row."
     y = page.heading(title, note) + 12
-    named = count <= _MOST_NAMED
-    texts = page.all_fitted(names, 200) if named else []
-    left = _MARGIN + (max(page.width(*text) for text in texts) + 10 if named else 0)
     cell = min(130.0, (page.right - left) / count, 640 / count)
     above = page.all_fitted(names, 160) if named else []
     flat = all(page.width(*text) <= cell - 8 for text in above)

@@ -226,7 +226,7 @@ def _per_class(classes: Sequence[str], counts: Counts) -> list[dict[str, Any]]:
     for index, row in enumerate(counts):
         total, right = int(row.sum()), int(row[index])
         if not total:
-            lines.append({"name": classes[index], "count": 0, "right": 0, "sort": 2.0})
+            lines.append({"name": _short(classes[index]), "count": 0, "right": 0, "sort": 2.0})
             continue
         others = row.copy()
         others[index] = 0
@@ -234,7 +234,7 @@ def _per_class(classes: Sequence[str], counts: Counts) -> list[dict[str, Any]]:
         low, high = wilson(right, total)
         lines.append(
             {
-                "name": classes[index],
+                "name": _short(classes[index]),
                 "count": total,
                 "right": right,
                 "share": _share(right, total),

@@ -144,8 +144,7 @@ def csv_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     """A table as a file's content; a cell that a spreadsheet would run is made a text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    for row in rows:
+    for row in (head, *rows):
         writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in _COMMANDS else cell for cell in row])
     return unicode_text(text.getvalue()).encode()
 

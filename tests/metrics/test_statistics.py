@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sightline.errors import MetricError, MissingExtraError, NonFiniteError
 from sightline.metrics import statistics
-from sightline.metrics.statistics import Interval, Paired, bootstrap, cliques, friedman, holm, paired, ranks
+from sightline.metrics.statistics import Interval, Paired, bootstrap, cliques, friedman, holm, paired, ranks, wilson
 
 NAN = float("nan")
 
@@ -465,6 +465,10 @@ def test_without_a_critical_difference_nothing_is_joined() -> None:
         (lambda: friedman([[1.0]], alpha=0.0), "above 0 and below 1"),
         (lambda: cliques([1.0, NAN], 1.0), "no NaN"),
         (lambda: cliques([1.0, 2.0], NAN), "0 or more"),
+        (lambda: wilson(3, 2), "3 of 2"),
+        (lambda: wilson(-1, 2), "-1 of 2"),
+        (lambda: wilson(0, 0), "a count of 1 or more"),
+        (lambda: wilson(1, 2, level=1.0), "inside 0..1"),
     ],
 )
 def test_what_can_not_be_asked_is_refused_with_what_was_expected(call: Callable[[], Any], words: str) -> None:
@@ -477,3 +481,12 @@ def test_infinite_values_are_refused_with_their_images() -> None:
         with pytest.raises(NonFiniteError, match="2 images") as caught:
             call()
         assert caught.value.images == (1, 2)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (0, 10), (10, 10), (197, 200), (5, 9), (1, 100_000)])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_wilson_equals_scipy(right: int, count: int, level: float) -> None:
+    peer = scipy.stats.binomtest(right, count).proportion_ci(level, method="wilson")
+    low, high = wilson(right, count, level=level)
+    assert (low, high) == pytest.approx((peer.low, peer.high), abs=1e-12)
+    assert 0 <= low < high <= 1

@@ -22,7 +22,7 @@ from PIL import Image
 
 from sightline.errors import OutputError
 from sightline.render import plots
-from sightline.render.plots import SCALE, WIDTH, Line, Row, critical_differences, curves, intervals
+from sightline.render.plots import SCALE, WIDTH, Line, Row, confusion, critical_differences, curves, intervals
 
 NAN = float("nan")
 COUNTS = [1, 2, 6, 9, 14, 30]
@@ -51,7 +51,7 @@ class Drawn:
     """What a page holds: texts and lines in pixels of the page."""
 
     def __init__(self, page: Any, height: float) -> None:
-        self.height = height
+        self.height, self.width = height, page._width
         artists = page._figure.artists + page._figure.lines + page._figure.texts + page._figure.patches
         self.texts = [one for one in artists if isinstance(one, Text)]
         self.lines = [one for one in artists if isinstance(one, Line2D)]
@@ -122,10 +122,17 @@ def rows(names: Sequence[str]) -> list[Row]:
     return [*methods, Row("random", 0.21, 0.2, 0.22, True), Row("centre", 0.43, None, None, True)]
 
 
+def taken(count: int) -> np.ndarray:
+    """Counts of what was taken for what, mostly right."""
+    random = np.random.default_rng(3)
+    return random.integers(0, 4, (count, count)) + np.diag(random.integers(20, 90, count))
+
+
 KINDS: dict[str, Callable[[Sequence[str]], Image.Image]] = {
     "curves": lambda names: curves("Deletion", "Share removed", "Probability", falling(names)),
     "ranks": lambda names: critical_differences("Deletion", names, *ranked(names)),
     "intervals": lambda names: intervals("Insertion", "Area under the curve", rows(names)),
+    "confusion": lambda names: confusion("Taken for", names, taken(len(names))),
 }
 EACH = pytest.mark.parametrize("kind", KINDS)
 
@@ -133,7 +140,8 @@ EACH = pytest.mark.parametrize("kind", KINDS)
 def assert_tidy(picture: Image.Image, page: Drawn) -> None:
     """The picture has the promised size, every text is whole, on the page, and apart from every other."""
     assert picture.mode == "RGB"
-    assert picture.size == (WIDTH * SCALE, np.ceil(page.height) * SCALE)
+    assert picture.size == (page.width * SCALE, np.ceil(page.height) * SCALE)
+    assert page.width <= WIDTH
     pixels = np.asarray(picture)
     for border in (pixels[:8], pixels[-6:], pixels[:, :16], pixels[:, -16:]):
         assert (border == 255).all(), "something runs out of the page"
@@ -632,3 +640,76 @@ def test_intervals_of_any_size_are_drawn(scale: float, drawn: list[Drawn]) -> No
 def test_intervals_that_can_not_be_drawn_are_refused(given_: list[Row], words: str) -> None:
     with pytest.raises(OutputError, match=words):
         intervals("t", "x", given_)
+
+
+# ----------------------------------------------------------------------------------------------------------- confusion
+
+
+def test_what_is_right_is_blue_and_each_cell_stands_in_the_row_of_what_is_true(drawn: list[Drawn]) -> None:
+    picture = np.asarray(confusion("", ["ash", "elm", "oak"], np.array([[8, 2, 0], [0, 0, 5], [1, 0, 99]])))
+    (page,) = drawn
+    for words, row, column in (("8", "ash", "ash"), ("2", "ash", "elm"), ("99", "oak", "oak"), ("5", "elm", "oak")):
+        x, y = page.at(words)
+        down = next(
+            text.get_position()[1] for text in page.texts if text.get_text() == row and text.get_ha() == "right"
+        )
+        across = next(
+            text.get_position()[0] for text in page.texts if text.get_text() == column and text.get_ha() == "center"
+        )
+        assert abs(y - down) < 20
+        assert abs(x - across) < 1
+        red, _, blue = picture[round(SCALE * y) + 60, round(SCALE * x)].astype(int)
+        assert (blue > red) == (row == column), words
+    assert {"80.0 %", "20.0 %", "99.0 %", "100.0 %"} <= {*page.words()}
+    zero = next(text for text in page.texts if text.get_text() == "0")
+    x, y = zero.get_position()
+    assert (picture[round(SCALE * y) + 60, round(SCALE * x)] == 255).all()
+
+
+def test_a_class_without_pictures_has_no_shares(drawn: list[Drawn]) -> None:
+    confusion("", ["ash", "elm"], np.array([[0, 0], [1, 3]]))
+    assert [words for words in drawn[0].words() if "%" in words] == ["25.0 %", "75.0 %"]
+
+
+def test_of_many_classes_the_pairs_that_are_confused_most_are_listed(drawn: list[Drawn]) -> None:
+    counts = np.diag(np.full(100, 10))
+    counts[7, 42], counts[42, 7], counts[0, 99] = 5, 3, 4
+    confusion("", [f"tree {index}" for index in range(100)], counts)
+    words = drawn[0].words()
+    assert words[words.index("Confused most often:") + 1 :] == [
+        *(
+            "tree 7 taken for tree 42: 5 of 15",
+            "tree 0 taken for tree 99: 4 of 14",
+            "tree 42 taken for tree 7: 3 of 13",
+        ),
+    ]
+    assert "The 100 classes stand in their order, from tree 0 to tree 99." in words
+    assert not {"10", "tree 1"} & {*words}
+
+
+def test_many_classes_without_a_mistake_are_said_to_have_none(drawn: list[Drawn]) -> None:
+    confusion("", [f"tree {index}" for index in range(50)], np.diag(np.full(50, 2)))
+    assert "No picture was taken for another class." in drawn[0].words()
+
+
+@pytest.mark.parametrize("counts", [np.zeros((2, 3)), np.zeros(2), np.zeros((0, 0))])
+def test_counts_of_other_classes_are_refused(counts: np.ndarray) -> None:
+    with pytest.raises(OutputError, match=r"expected \(K, K\) for K names"):
+        confusion("", ["ash"] * 2 * bool(counts.size), counts)
+
+
+# ------------------------------------------------------------------------------------------------------- whole and marked
+
+
+def test_what_is_counted_has_no_numbers_in_between_and_a_marked_place_its_words(drawn: list[Drawn]) -> None:
+    picture = curves("Loss", "epoch", "", [line(values=[0.8, 0.4, 0.2], x=[1, 2, 3])], whole=True, marked=(2, "kept"))
+    (page,) = drawn
+    numbers = [words for words in page.words() if words.replace(".", "").isdigit() and float(words) >= 1]
+    assert sorted(numbers) == ["1", "1.0", "2", "3"]  # 1.0 is of the y axis
+    assert page.at("kept")[0] == page.at("2")[0]
+    assert_tidy(picture, page)
+
+
+def test_a_single_place_that_is_counted_stands_alone_on_its_axis(drawn: list[Drawn]) -> None:
+    curves("Loss", "epoch", "", [line(values=[0.8], x=[100])], whole=True)
+    assert [words for words in drawn[0].words() if words.isdigit()] == ["100"]

@@ -243,38 +243,24 @@ def confusion(title: str, names: Sequence[str], counts: np.ndarray[Any, Any]) ->
     count = len(names)
     if not count or counts.shape != (count, count):
         raise OutputError(f"{count} names and counts of shape {counts.shape}; expected (K, K) for K names")
-    page = _Page(max(560, min(WIDTH, 240 + 120 * count)))
+    named = count <= _MOST_NAMED
+    page = _Page()
+    texts = page.all_fitted(names, 300) if named else []
+    left = _MARGIN + (max(page.width(*text) for text in texts) + 10 if named else 0)
+    page = _Page(round(max(560, min(WIDTH, left + _MARGIN + 130 * count))))
     note = "Rows: what the picture shows. Columns: what the model said. Blue is right, orange is wrong; the stronger, the larger the share of the row."
     y = page.heading(title, note) + 12
-    named = count <= _MOST_NAMED
-    texts = page.all_fitted(names, 200) if named else []
-    left = _MARGIN + (max(page.width(*text) for text in texts) + 10 if named else 0)
     cell = min(130.0, (page.right - left) / count, 640 / count)
-    above = page.all_fitted(names, 160) if named else []
-    flat = all(page.width(*text) <= cell - 8 for text in above)
-    top = y + ((20 if flat else max(page.width(*text) for text in above) + 8) if named else 0)
+    top = _name_columns(page, y, left, cell, names) if named else y
     frame = _Frame(_Scale(0, count, left, left + cell * count), _Scale(count, 0, top + cell * count, top))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    colours = _shades(shares)
-    page.cells(colours, left, top, frame.x.end, frame.bottom)
+    page.cells(_shades(shares), left, top, frame.x.end, frame.bottom)
     _grid(page, frame, count if named else 1)
-    for index, (text, over) in enumerate(zip(texts, above, strict=True)):
-        middle = cell * (index + 0.5)
-        page.text(left - 10, top + middle, *text, align="right")
-        if flat:
-            page.text(left + middle, top - 12, *over, align="center")
-        else:
-            page.text(left + middle, top - 8, *over, upwards=True)
+    for index, text in enumerate(texts):
+        page.text(left - 10, top + cell * (index + 0.5), *text, align="right")
     if cell < _ROOMY:
         return page.image(_confused(page, frame.bottom + 14, names, counts) + 12)
-    for row, column in np.ndindex(count, count):
-        x, at = left + cell * (column + 0.5), top + cell * (row + 0.5)
-        ink = "white" if colours[row, column].mean() < 128 else _INK
-        page.text(x, at - 8, f"{counts[row, column]:,}", 15, ink=ink, align="center")
-        if counts[row].any():
-            page.text(
-                x, at + 11, f"{100 * shares[row, column]:.{0 if cell < 70 else 1}f} %", 11, ink=ink, align="center"
-            )
+    _fill_cells(page, frame, counts, shares, cell)
     return page.image(frame.bottom + 20)
 
 
@@ -404,7 +390,7 @@ class _Page:
         from matplotlib.transforms import Bbox, TransformedBbox
 
         place = TransformedBbox(Bbox([[left, bottom], [right, top]]), self._pixels)
-        drawn = BboxImage(place, interpolation="nearest", origin="upper", zorder=0.2)
+        drawn = BboxImage(place, interpolation="nearest", origin="lower", zorder=0.2)
         drawn.set_data(colours)
         self._figure.add_artist(drawn)
 
@@ -554,7 +540,7 @@ class _Frame(NamedTuple):
         """Grid, ticks with their numbers, and the name of the x axis; lines `across` belong to the y axis."""
         left, right, top = self.x.start, self.x.end, self.y.end
         grid = _Look(_FAINT, (), 1)
-        for value, text in self.x.ticks(max(2, round((right - left) / 70))):
+        for value, text in self.x.ticks(max(2, round((right - left) / (30 if whole else 70)))):
             if whole and not math.isclose(value, round(value), abs_tol=1e-6):
                 continue
             text = _number(round(value), 1) if whole else text
@@ -911,6 +897,33 @@ def _shades(shares: Array) -> np.ndarray[Any, Any]:
     inks = np.where(np.eye(len(shares), dtype=bool)[..., None], _RIGHT_INK, _WRONG_INK)
     depth = np.sqrt(shares)[..., None]
     return np.asarray(np.rint(255 * (1 - depth) + inks * depth), np.uint8)
+
+
+def _name_columns(page: _Page, y: float, left: float, cell: float, names: Sequence[str]) -> float:
+    """Names above the columns, upright where one is wider than a cell; returns where the cells begin."""
+    texts = page.all_fitted(names, 160)
+    widest = max(page.width(*text) for text in texts)
+    flat = widest <= cell - 8
+    top = y + (20 if flat else widest + 8)
+    for index, text in enumerate(texts):
+        middle = left + cell * (index + 0.5)
+        if flat:
+            page.text(middle, top - 12, *text, align="center")
+        else:
+            page.text(middle, top - 8, *text, upwards=True)
+    return top
+
+
+def _fill_cells(page: _Page, frame: _Frame, counts: np.ndarray[Any, Any], shares: Array, cell: float) -> None:
+    """Count and share in each cell, in the ink that can be read on its colour; a row without pictures has no shares."""
+    dark = _shades(shares) @ (0.3, 0.6, 0.1) < 110
+    digits = 1 if cell >= 70 else 0
+    for row, column in np.ndindex(*counts.shape):
+        x, y = frame.x(column + 0.5), frame.y(row + 0.5)
+        ink = "white" if dark[row, column] else _INK
+        page.text(x, y - 8, *page.fitted(f"{counts[row, column]:,}", 15, cell - 4), ink=ink, align="center")
+        if counts[row].any():
+            page.text(x, y + 11, f"{100 * shares[row, column]:.{digits}f} %", 11, ink=ink, align="center")
 
 
 def _grid(page: _Page, frame: _Frame, count: int) -> None:

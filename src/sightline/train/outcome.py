@@ -29,8 +29,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 WORST = 12  # mistakes that are drawn
-_PANEL = 480  # pixels of one panel of curves
-_TILE = 300  # pixels of a picture among the mistakes
+_PANEL = 520  # pixels of one panel of curves
+_TILE = 260  # pixels of a picture among the mistakes
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,13 @@ class _Verdict(NamedTuple):
     @property
     def right(self) -> bool:
         return self.said == self.example.label
+
+
+class _Panel(NamedTuple):
+    """A plot, and what it shows in words for those who can't see it."""
+
+    picture: Image.Image
+    says: str
 
 
 def write_outcome(
@@ -115,7 +122,7 @@ def write_outcome(
     matrix = confusion(f"{int(np.trace(counts)):,} of {len(verdicts):,} pictures right", folders.classes, counts)
     files = {
         "curves.csv": _curves_table(history),
-        "curves.png": png(_side_by_side(list(panels.values()))),
+        "curves.png": png(_side_by_side([one.picture for one in panels.values()])),
         "confusion.csv": csv_table(
             ["true \\ said", *folders.classes],
             [[name, *row.tolist()] for name, row in zip(folders.classes, counts, strict=True)],
@@ -132,7 +139,7 @@ def write_outcome(
         film=None if film is None else _jpeg(film),
         at_best=next((one for one in history if one.epoch == best), None),
         even=EVEN_BORDER,
-        panels=[(_png(panel), says) for says, panel in panels.items()],
+        panels={kind: (_png(one.picture), one.says) for kind, one in panels.items()},
         matrix=_png(matrix),
         counts=counts,
         classes=_per_class(folders.classes, counts),
@@ -219,7 +226,7 @@ def _per_class(classes: Sequence[str], counts: Counts) -> list[dict[str, Any]]:
     for index, row in enumerate(counts):
         total, right = int(row.sum()), int(row[index])
         if not total:
-            lines.append({"name": classes[index], "count": 0, "right": 0, "sort": 2.0})
+            lines.append({"name": _short(classes[index]), "count": 0, "right": 0, "sort": 2.0})
             continue
         others = row.copy()
         others[index] = 0
@@ -227,7 +234,7 @@ def _per_class(classes: Sequence[str], counts: Counts) -> list[dict[str, Any]]:
         low, high = wilson(right, total)
         lines.append(
             {
-                "name": classes[index],
+                "name": _short(classes[index]),
                 "count": total,
                 "right": right,
                 "share": _share(right, total),
@@ -277,44 +284,53 @@ def _predictions_table(classes: Sequence[str], verdicts: Sequence[_Verdict]) -> 
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def _panels(history: Sequence[Epoch], best: int) -> dict[str, Image.Image]:
-    """Loss, accuracy, and where the heat lies, each with what it shows in words."""
-    at = [one.epoch for one in history]
-    kept = next((one for one in history if one.epoch == best), None)
+_CURVES: Mapping[str, Mapping[str, str]] = {
+    "loss": {"validation": "val_loss", "training": "train_loss"},
+    "accuracy": {"validation": "val_accuracy", "training": "train_accuracy"},
+    "heat": {"at the border": "border", "moved": "moved"},
+}
 
-    def line(name: str, field: str, unit: str = "") -> Line:
-        values = np.array([getattr(one, field) for one in history], np.float64)
-        value = math.nan if kept is None else getattr(kept, field)
-        shown = "" if not math.isfinite(value) else f" {100 * value:.1f} %" if unit == "%" else f" {value:.3g}"
-        return Line(name + shown, at, np.where(np.isfinite(values), values, np.nan))
 
-    def drawn(title: str, label: str, lines: Sequence[Line]) -> Image.Image:
-        marked = None if kept is None else (float(best), f"epoch {best}, which was kept")
-        return curves(title, "epoch", label, lines, width=_PANEL, whole=True, marked=marked)
-
-    ends = [at[0], at[-1]] if len(at) > 1 else [at[0] - 0.5, at[0] + 0.5]
-    even = Line(f"even map {100 * EVEN_BORDER:.1f} %", ends, [EVEN_BORDER] * 2, baseline=True)
-    losses = [line("validation", "val_loss"), line("training", "train_loss")]
-    rates = [line("validation", "val_accuracy", "%"), line("training", "train_accuracy", "%")]
-    heat = [line("at the border", "border", "%"), line("moved", "moved", "%"), even]
-    span = f"epoch {at[0]}" if len(at) == 1 else f"epochs {at[0]} to {at[-1]}"
+def _panels(history: Sequence[Epoch], best: int) -> dict[str, _Panel]:
+    """Loss, accuracy, and where the heat lies."""
+    ends = [history[0].epoch, history[-1].epoch]
+    even = Line(f"even map {_percent(EVEN_BORDER)}", _apart(ends), [EVEN_BORDER] * 2, baseline=True)
     return {
-        f"Loss in {span}: {_ends(losses)}": drawn("Loss", "mean over the pictures; lower is better", losses),
-        f"Accuracy in {span}: {_ends(rates)}": drawn("Accuracy", "share of the pictures named rightly", rates),
-        f"Share of the maps' heat in {span}: {_ends(heat[:2])}": drawn(
-            "Where it looks", "share of the maps' heat", heat
-        ),
+        "loss": _panel(history, best, "loss", "Loss (lower is better)"),
+        "accuracy": _panel(history, best, "accuracy", "Accuracy (share of pictures named rightly)"),
+        "heat": _panel(history, best, "heat", "Where it looks (share of the maps' heat)", even),
     }
 
 
-def _ends(lines: Sequence[Line]) -> str:
-    """First and last value of each curve, for those who can't see it."""
-    said = []
-    for line in lines:
-        known = line.mean[np.isfinite(line.mean)]
-        name = line.name.rstrip("0123456789.e-+ %")
-        said.append(f"{name} {known[0]:.3g} to {known[-1]:.3g}" if len(known) else f"{name} without a value")
-    return ", ".join(said)
+def _panel(history: Sequence[Epoch], best: int, kind: str, title: str, *more: Line) -> _Panel:
+    """One plot over the epochs, with the figures of the one that was kept."""
+    at = [one.epoch for one in history]
+    lines, kept, ends = list(more), [], []
+    for name, field in _CURVES[kind].items():
+        values = np.array([getattr(one, field) for one in history], np.float64)
+        values[~np.isfinite(values)] = np.nan  # a loss may be infinite, which can't be drawn
+        known = [_figure(value, kind) for value in values[np.isfinite(values)]]
+        lines.append(Line(name, at, values))
+        ends.append(f"{name} {known[0]} to {known[-1]}" if known else f"{name} without a value")
+        if best in at and np.isfinite(values[at.index(best)]):
+            kept.append(f"{name} {_figure(values[at.index(best)], kind)}")
+    marked = (float(best), f"epoch {best}, which was kept") if best in at else None
+    note = f"Epoch {best}: {', '.join(kept)}" if kept else "no figures of the epoch that was kept"
+    picture = curves(title, "epoch", note, lines, width=_PANEL, whole=True, marked=marked)
+    return _Panel(picture, f"{title}, epochs {at[0]} to {at[-1]}: {'; '.join(ends)}")
+
+
+def _apart(ends: Sequence[int]) -> list[float]:
+    """The ends of a line that must be seen also over a single epoch."""
+    return [ends[0] - 0.5, ends[0] + 0.5] if ends[0] == ends[-1] else [ends[0], ends[-1]]
+
+
+def _figure(value: float, kind: str) -> str:
+    return f"{value:.3g}" if kind == "loss" else _percent(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -345,8 +361,9 @@ def _mistakes(
         rows,
         heading="The worst mistakes" if count > len(rows) else "All mistakes",
         captions=[
-            f"{len(rows):,} of {count:,} mistakes, those first of which the model was surest.",
-            "Both maps of a photograph share one scale: a weak one means little evidence for that class.",
+            f"{len(rows):,} of {count:,} mistakes; those of which the model was surest come first.",
+            "Both maps of a photograph share one scale: a weak one means little evidence for that class. What is hatched the "
+            "model never saw.",
         ],
         warnings=[unicode_text(one) for one in untold],
         keys=[],
@@ -410,7 +427,7 @@ def _page(*, run: str, **parts: Any) -> bytes:
 
     template = Path(__file__).with_name("summary.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
+    environment.filters["percent"] = _percent
     shown = environment.from_string(template).render(
         terminal=f"sightline explain PHOTO --model {shlex.quote(run)}", model=repr(run), **parts
     )

@@ -16,7 +16,7 @@ from sightline.cli.output import plain, say, tell
 from sightline.errors import TrainingError
 
 if TYPE_CHECKING:
-    from sightline.train.fit import Progress, Watch
+    from sightline.train.training import Progress, Watch
 
 DEFAULT_FOLDER = Path("sightline-run")
 
@@ -75,7 +75,7 @@ def run(
     given = dict(parsed_option(text, "--trainer") for text in trainer or [])
     try:
         with _progress() as watch:
-            from sightline.train.fit import fit
+            from sightline.train.training import fit
 
             found = fit(
                 data,

@@ -13,9 +13,9 @@ _HOME = {
     "KerasHeatmapCallback": "keras_callback",
     "Logger": "loggers",
     "Shot": "film",
-    "Trained": "fit",
+    "Trained": "training",
     "border_share": "film",
-    "fit": "fit",
+    "fit": "training",
     "frame": "film",
     "moved": "film",
     "save_maps": "film",
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from sightline.train.film import save_maps as save_maps
     from sightline.train.film import shots as shots
     from sightline.train.film import strip as strip
-    from sightline.train.fit import Trained as Trained
-    from sightline.train.fit import fit as fit
     from sightline.train.keras_callback import KerasHeatmapCallback as KerasHeatmapCallback
     from sightline.train.loggers import Logger as Logger
     from sightline.train.loggers import to_mlflow as to_mlflow
     from sightline.train.loggers import to_tensorboard as to_tensorboard
     from sightline.train.loggers import to_wandb as to_wandb
+    from sightline.train.training import Trained as Trained
+    from sightline.train.training import fit as fit

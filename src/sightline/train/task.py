@@ -169,9 +169,8 @@ class Keeper(Callback):
         seen = self.reel.add(number, number) if self.reel is not None else None
         border, moved = (math.nan, math.nan) if seen is None else (seen.border, seen.moved)
         seconds = time.monotonic() - self._began
-        figures = dict(
-            train_loss=fitting[0], train_accuracy=fitting[1], val_loss=validating[0], val_accuracy=validating[1]
-        )
+        figures = {"train_loss": fitting[0], "train_accuracy": fitting[1]}
+        figures |= {"val_loss": validating[0], "val_accuracy": validating[1]}
         self.history.append(
             Epoch(epoch=number, **figures, learning_rate=rate, seconds=seconds, border=border, moved=moved)
         )

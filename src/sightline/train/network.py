@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sightline.errors import LayerError, ModelError, TrainingError
+from sightline.errors import LayerError, ModelError, OutputError, TrainingError
 from sightline.models import layers
 from sightline.models.adapter import Adapter
 from sightline.models.load import build, given, sample_input
@@ -153,7 +153,7 @@ def save(network: Network, file: Path, about: Mapping[str, Any]) -> None:
         about: what else is to be said, as plain values.
 
     Raises:
-        OSError: the file can't be written; then an earlier one is as it was.
+        OutputError: the file can't be written; then an earlier one is as it was.
     """
     from safetensors.torch import save_file
 
@@ -176,7 +176,7 @@ def save(network: Network, file: Path, about: Mapping[str, Any]) -> None:
         written.chmod(0o644)  # it is made for its owner alone
     except Exception as error:  # safetensors has an error of its own for what the system says
         written.unlink(missing_ok=True)
-        raise OSError(str(error)) from error
+        raise OutputError(f"{file} can't be written: {error}. What was there before is as it was") from error
     written.replace(file)
 
 

@@ -161,12 +161,9 @@ def save(network: Network, file: Path, about: Mapping[str, Any]) -> None:
         name: list(value) if isinstance(value, tuple) else value
         for name, value in network.adapter.provenance["preprocessing"].items()
     }
-    metadata = {
-        "architecture": network.architecture,
-        "class_names": json.dumps(network.adapter.labels),
-        "preprocessing": json.dumps(spec),
-        "sightline": json.dumps(about),
-    }
+    said = {"architecture": network.architecture, "class_names": network.adapter.labels, "preprocessing": spec, **about}
+    # One entry, because the order of several is not always the same, and the same training is to give the same file.
+    metadata = {"sightline": json.dumps(said)}
     tensors = {name: one.detach().cpu().contiguous() for name, one in network.module.state_dict().items()}
     written = file.with_name(f".{file.name}")
     try:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from conftest import Regularised, by_autograd, by_oracle
+from conftest import ROOT, Regularised, by_autograd, by_oracle
 from sightline.errors import ImageError, LayerError, ModelError, OutputError
 from sightline.models.view import View
 from sightline.train import HeatmapCallback
@@ -167,6 +167,76 @@ def test_validating_alone_makes_no_frame(tmp_path: Path) -> None:
     )
     trainer.validate(Classifier(), batches(shuffle=False), verbose=False)
     assert film.frames == ()
+
+
+class Outer(Classifier):
+    """A LightningModule in a LightningModule, and a method of its own kept as an attribute, on which the way through it leads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Classifier()
+        self.way = self.through
+
+    def through(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log("seen", 1.0)
+        return self.way(x)
+
+
+def test_a_module_within_a_module_is_looked_into_and_keeps_its_trainer(tmp_path: Path) -> None:
+    film, kept = callback(layer="inner.net.relu2"), []
+
+    class Looking(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            kept.append(pl_module.trainer is pl_module.inner.trainer is trainer)
+
+    module = trained(tmp_path, film, Looking(), module=Outer())
+    assert kept == [True, True]
+    np.testing.assert_allclose(film.frames[-1].maps, oracle(module.inner), atol=1e-6)
+
+
+def test_what_hangs_on_the_trainer_is_not_copied(tmp_path: Path) -> None:
+    walks = []
+
+    class Pictures(dict):
+        """A data set by name, which knows when somebody goes through it."""
+
+        def items(self) -> Any:
+            walks.append(1)
+            return super().items()
+
+    class Holding(pl.Callback):
+        def __init__(self) -> None:
+            self.pictures = Pictures(cat=1, dog=2)
+
+    film = callback()
+    trained(tmp_path, film, Holding())
+    assert epochs_of(film.frames) == [0, 1, 2]
+    assert walks == []
+
+
+def test_two_processes_make_one_film(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, warnings\n"
+        "from pathlib import Path\n"
+        "warnings.simplefilter('ignore')\n"
+        f"sys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT / 'tests' / 'train')!r}]\n"
+        "import test_callback as made\n"
+        f"film = made.callback(output={str(tmp_path / 'film')!r})\n"
+        f"made.trained(Path({str(tmp_path)!r}), film, devices=2, strategy='ddp')\n"
+        "print('epochs', os.environ.get('LOCAL_RANK', '0'), made.epochs_of(film.frames))\n"
+    )
+    script = tmp_path / "two.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("epochs")) == [
+        "epochs 0 [0, 1, 2]",
+        "epochs 1 []",
+    ]
+    assert sorted(one.name for one in (tmp_path / "film").iterdir()) == ["film.png", "maps.npz"]
 
 
 # ---------------------------------------------------------------------------------------------------- the training

@@ -45,7 +45,9 @@ def run(
             help="What does not learn: all but the new head, nothing, or the first N of: sightline layers.",
         ),
     ] = "trunk",
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate of the head; what else learns gets a tenth.")] = 1e-3,
+    lr: Annotated[
+        float, typer.Option("--lr", help="Learning rate of the head; what was trained before gets a tenth.")
+    ] = 1e-3,
     flip: Annotated[
         bool | None,
         typer.Option("--flip/--no-flip", help="Mirror half of the pictures. [default: where the trunk learns]"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -98,18 +99,19 @@ class HeatmapCallback(pl.Callback):
                 "strategy='ddp', or leave the callback out"
             )
         if trainer.is_global_zero:
-            first = self._reel.begin(lambda: self._adapter(pl_module), trainer.current_epoch, trainer.global_step)
+            with _alone(pl_module):
+                first = self._reel.begin(lambda: self._adapter(pl_module), trainer.current_epoch, trainer.global_step)
             self._log(trainer, first)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The frame of an epoch that is validated."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._add(trainer)
+            self._add(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The frame of an epoch where none is validated."""
         if not trainer.enable_validation:
-            self._add(trainer)
+            self._add(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The loggers are told that it is over."""
@@ -124,9 +126,11 @@ class HeatmapCallback(pl.Callback):
         """The film of a checkpoint."""
         self._reel.restore(state_dict)
 
-    def _add(self, trainer: pl.Trainer) -> None:
+    def _add(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self._log(trainer, self._reel.add(trainer.current_epoch + 1, trainer.global_step))
+            with _alone(pl_module):
+                made = self._reel.add(trainer.current_epoch + 1, trainer.global_step)
+            self._log(trainer, made)
 
     def _log(self, trainer: pl.Trainer, made: Frame | None) -> None:
         if made is not None and numbers(made):
@@ -139,12 +143,26 @@ class HeatmapCallback(pl.Callback):
             found = submodule(pl_module, found)
         elif found is not pl_module:
             found = found(pl_module)
-        if isinstance(found, pl.LightningModule):
-            if type(found).forward is pl.LightningModule.forward:
-                parts = ", ".join(repr(name) for name, _ in found.named_children())
-                raise ModelError(
-                    f"{type(found).__name__} has no forward, so that it can't be called on pictures; say which part of it is the "
-                    f"classifier: HeatmapCallback(..., model=NAME). It has: {parts}"
-                )
-            found = copy.copy(found)  # which leaves its trainer out, and all that hangs on it
+        if isinstance(found, pl.LightningModule) and type(found).forward is pl.LightningModule.forward:
+            parts = ", ".join(repr(name) for name, _ in found.named_children())
+            raise ModelError(
+                f"{type(found).__name__} has no forward, so that it can't be called on pictures; say which part of it is the "
+                f"classifier: HeatmapCallback(..., model=NAME). It has: {parts}"
+            )
         return load_model(found, preprocess=self._preprocess, labels=self._labels)
+
+
+@contextmanager
+def _alone(pl_module: pl.LightningModule) -> Iterator[None]:
+    """The LightningModules without their trainer for a while: all that hangs on it, data sets too, would be taken for parts of the model."""
+    parts = [one for one in pl_module.modules() if isinstance(one, pl.LightningModule)]
+    held = [(one, name, getattr(one, name)) for one in parts for name in ("_trainer", "_fabric")]
+    try:
+        for one, name, _ in held:
+            setattr(one, name, None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"You are trying to `self\.log\(\)`")  # which a forward may do
+            yield
+    finally:
+        for one, name, value in held:
+            setattr(one, name, value)

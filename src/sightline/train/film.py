@@ -265,6 +265,8 @@ def laid_out(
     ]
     if any(one.label is None for one in shots):
         captions.append("Where no class was given, the map is of the class that the model predicts in that frame.")
+    if any(not one.maps[at].any() for one in frames for at in range(len(shots))):
+        captions.append("Empty: nothing that the layer saw raised the class's score; the means leave such maps out.")
     if left:
         captions.append(f"Not drawn: epoch{'s' if len(left) > 1 else ''} {', '.join(left)}.")
     if len(shots) > _MOST_SHOTS:

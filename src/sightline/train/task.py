@@ -26,8 +26,6 @@ from sightline.models.weights import read_training
 from sightline.train.outcome import Epoch
 from sightline.train.reel import Reel
 
-# The trunk was trained before, the head was not.
-_TRUNK_LEARNS = 0.1
 _WEIGHT_DECAY = 0.01
 
 
@@ -59,6 +57,7 @@ class Task(LightningModule):
         frozen: Sequence[nn.Module],
         weights: Sequence[float],
         learning_rate: float,
+        of_trunk: float,
         steps: int,
         mirror: Callable[[Tensor, Tensor], Tensor] | None,
         seed: int,
@@ -69,7 +68,8 @@ class Task(LightningModule):
             head: the new layer.
             frozen: modules that stay in evaluation mode.
             weights: of the classes.
-            learning_rate: of the head; a pretrained trunk gets a tenth.
+            learning_rate: of the head.
+            of_trunk: of the rest.
             steps: of the whole training.
             mirror: mirrors those of a batch that are true in a mask (B,), half of them, drawn anew each time; or None.
             seed: of all that is drawn.
@@ -79,7 +79,8 @@ class Task(LightningModule):
         self.head_parameters = {id(one) for one in head.parameters()}
         self.frozen = tuple(frozen)
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
-        self.learning_rate, self.steps, self.mirror, self.seed = learning_rate, steps, mirror, seed
+        self.learning_rate, self.of_trunk, self.steps = learning_rate, of_trunk, steps
+        self.mirror, self.seed = mirror, seed
         classes = len(weights)
         self.fitting = _Figures(classes)
         self.validating = _Figures(classes)
@@ -118,7 +119,7 @@ class Task(LightningModule):
         trunk = [one for one in parameters if id(one) not in self.head_parameters]
         groups = [{"params": head, "lr": self.learning_rate}]
         if trunk:
-            groups.append({"params": trunk, "lr": self.learning_rate * _TRUNK_LEARNS})
+            groups.append({"params": trunk, "lr": self.of_trunk})
         optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling, "interval": "step"}}

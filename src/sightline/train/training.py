@@ -42,6 +42,8 @@ _OUTCOME = (
     *("curves.csv", "curves.png", "confusion.csv", "confusion.png", "predictions.csv", "mistakes.png"),
     *("index.html", "film.png", "maps.npz"),
 )
+# What was trained before learns so much slower than what is new.
+_PRETRAINED, _NONE = 0.1, "random"
 # So many validation pictures are filmed.
 _FILMED = 8
 Watch = Callable[["Progress"], None]
@@ -120,7 +122,7 @@ def fit(
         size: of the pictures in pixels; the model's own when left out.
         freeze: what does not learn: "trunk" (only the new head learns, from features that are computed once), "none", or so
             many of the layers that `sightline layers` lists.
-        learning_rate: of the head; what else learns gets a tenth. It falls along a cosine.
+        learning_rate: of the head; what was trained before gets a tenth. It falls along a cosine.
         flip: half of the pictures are mirrored; when left out, where the trunk learns.
         patience: so many epochs without a smaller validation loss end the training.
         val_share: of the pictures that are put aside where DATA/val is not there.
@@ -158,7 +160,7 @@ def fit(
         settings = {
             "model": str(model),
             "architecture": network.architecture,
-            "weights": network.adapter.provenance.get("sha256", "random"),
+            "weights": network.adapter.provenance.get("sha256", _NONE),
             "size": list(network.adapter.provenance["preprocessing"]["size"]),
             "frozen": freeze,
             "epochs": epochs,
@@ -221,6 +223,7 @@ def _train(run: _Run, machine: Any, resume: bool) -> Any:
         () if once else run.frozen,
         class_weights(run.found),
         settings["learning rate"],
+        settings["learning rate"] * (1.0 if settings["weights"] == _NONE else _PRETRAINED),
         settings["epochs"] * len(train),
         None if not settings["mirrored"] else mirrored_features if once else mirrored_pictures,
         settings["seed"],

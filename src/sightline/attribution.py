@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from sightline.models.load import load_model
 from sightline.models.twin import submodule
 from sightline.models.view import View
 
-Model = str | nn.Module | Adapter | Callable[[Tensor], Any]
+Model = str | Path | nn.Module | Adapter | Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ def capture(x: Tensor, model: nn.Module | Adapter | Callable[[Tensor], Any], *, 
 def adapter_of(model: Model) -> Adapter:
     if isinstance(model, Adapter):
         return model
-    return load_model(model) if isinstance(model, str) else adapt(model)
+    return load_model(model) if isinstance(model, str | Path) else adapt(model)
 
 
 def input_of(adapter: Adapter, photo: Any) -> tuple[Tensor, View]:

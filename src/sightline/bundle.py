@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -128,11 +129,14 @@ def write_manifest(place: Path, content: Mapping[str, Any]) -> None:
     (place / "manifest.json").write_text(unicode_text(text) + "\n", encoding="utf-8")
 
 
-def place(file: Path, content: bytes) -> None:
-    """A file, whole or not at all: what stood there before stays until the new one is complete."""
+def place(file: Path, content: bytes | memoryview) -> None:
+    """A file, whole or not at all: what stood there before stays until the new one is complete and on the disk."""
     written = file.with_name(f".{file.name}")
     try:
-        written.write_bytes(content)
+        with open(written, "wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
         written.replace(file)
     except BaseException:
         with suppress(OSError):

@@ -100,7 +100,9 @@ def run(
                 watch=watch,
             )
     except KeyboardInterrupt:
-        tell(f"stopped; what is done is kept in {plain(output)}: the same command with --resume goes on from there")
+        begun = (output / "manifest.json").is_file()
+        kept = f"what is done is kept in {plain(output)}: the same command with --resume goes on from there"
+        tell(f"stopped; {kept if begun else 'nothing was trained yet'}")
         raise typer.Exit(130) from None
     if found is None:  # another process tells the outcome
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from sightline.bundle import place
 from sightline.errors import NonFiniteError
 from sightline.models.outputs import unwrap
 from sightline.models.weights import read_training
@@ -175,11 +175,11 @@ class Keeper(Callback):
         self.history.append(
             Epoch(epoch=number, **figures, learning_rate=rate, seconds=seconds, border=border, moved=moved)
         )
-        if trainer.is_global_zero:
-            if best(self.history) == number:
-                self.keep(self.history[-1])
-            self.tell(self.history[-1])
+        if trainer.is_global_zero and best(self.history) == number:
+            self.keep(self.history[-1])
         trainer.save_checkpoint(self.checkpoint)
+        if trainer.is_global_zero:  # only what is on the disk is told
+            self.tell(self.history[-1])
         trainer.should_stop = ended(self.history, self.patience)
 
     def on_exception(self, trainer: Trainer, _task: Any, error: BaseException) -> None:
@@ -212,12 +212,7 @@ class WholeFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        written = Path(path).with_name(f".{Path(path).name}")
-        with open(written, "wb") as opened:
-            opened.write(content.getbuffer())
-            opened.flush()
-            os.fsync(opened.fileno())
-        written.replace(path)
+        place(Path(path), content.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_training(Path(path))

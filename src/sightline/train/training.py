@@ -22,7 +22,7 @@ import sightline
 from sightline._optional import require
 from sightline._quiet import quiet
 from sightline.engine.targets import probabilities
-from sightline.errors import OutputError, TrainingError
+from sightline.errors import NonFiniteError, OutputError, TrainingError
 from sightline.models.outputs import unwrap
 from sightline.models.twin import twin
 from sightline.models.weights import load_weights, read_stored, read_training
@@ -195,7 +195,7 @@ class _Run:
 
 def _train(run: _Run, machine: Any, resume: bool) -> Any:
     """The training itself; what has to be known of it afterwards is in what is returned."""
-    from sightline.train.task import Keeper, Task, ended
+    from sightline.train.task import Keeper, Task, best, ended
 
     network, settings, last = run.network, run.settings, run.folder / LAST
     network.module.to(machine.strategy.root_device)
@@ -247,8 +247,14 @@ def _train(run: _Run, machine: Any, resume: bool) -> Any:
         reel.begin(lambda: network.adapter, len(keeper.history), len(keeper.history))
     if not ended(keeper.history, settings["patience"]):
         machine.callbacks.append(keeper)
-        with _interruptible(), quiet():
-            machine.fit(task, train, val, ckpt_path=last if goes_on else None)
+        try:
+            with _interruptible(), quiet():
+                machine.fit(task, train, val, ckpt_path=last if goes_on else None)
+        except NonFiniteError as error:
+            kept = (
+                f"{run.folder / MODEL} is of epoch {best(keeper.history)}" if keeper.history else "no epoch had ended"
+            )
+            raise NonFiniteError(f"{error}; {kept}") from error
     network.module.cpu()
     return keeper
 

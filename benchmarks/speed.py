@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training import speed_of_training
+
 MODELS = {
     "resnet18": "layer4",
     "resnet50": "layer4",
@@ -732,6 +734,7 @@ def main() -> None:
         ),
         "Sources": lambda: speed_of_sources(rounds),
         "Metrics": lambda: speed_of_metrics(rounds),
+        "Training": lambda: "\n".join(table(*one) for one in speed_of_training(min(3, rounds))),
         "Memory": lambda: memory(peers, "resnet50, batch 32"),
         "Start": start_up,
     }

@@ -169,9 +169,11 @@ def _progress() -> Iterator[Watch]:
         return
     columns = (*Bar.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.fields[shown]}"))
     with Bar(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, Any] = {"": bar.add_task("getting ready", total=None, shown="")}
 
         def show(progress: Progress) -> None:
+            if "" in tasks:
+                bar.remove_task(tasks.pop(""))
             if progress.what not in tasks:
                 tasks[progress.what] = bar.add_task(_STAGES[progress.what], total=progress.of, shown="")
             bar.update(tasks[progress.what], completed=progress.done, total=progress.of)
@@ -183,6 +185,8 @@ def _progress() -> Iterator[Watch]:
 
 _STAGES = {
     "reading": "reading the pictures",
+    "loading": "loading the model",
     "features": "what the trunk says of them",
     "training": "training",
+    "judging": "what it says of the unseen",
 }

@@ -54,7 +54,7 @@ class Progress:
     """How far a training is.
 
     Attributes:
-        what: "reading", "features" or "training".
+        what: "reading" the pictures, "loading" the model, the trunk's "features", "training", or "judging" what came out.
         done: of `of`, in pictures or steps.
         of: how many there are in all.
         epoch: the epoch that has just ended, or None.
@@ -152,6 +152,7 @@ def fit(
     found = read_folders(
         root, val_share=val_share, seed=seed, watch=lambda done, of: tell(Progress("reading", done, of))
     )
+    tell(Progress("loading", 0, 1))
     with torch.random.fork_rng():
         network = with_new_head(
             model, found.classes, weights=weights, random_weights=random_weights, size=size, seed=seed
@@ -171,6 +172,7 @@ def fit(
             "seed": seed,
         }
         machine = _trainer(epochs, trainer or {})
+        tell(Progress("loading", 1, 1))
         run = _Run(folder, found, network, frozen, settings, loggers, tell)
         if not machine.is_global_zero:
             _train(run, machine, resume)
@@ -341,9 +343,13 @@ def _finished(run: _Run, history: Sequence[Epoch], reel: Reel) -> Trained:
 def _probabilities(run: _Run) -> np.ndarray[Any, np.dtype[np.float32]]:
     """What the model says of the validation pictures (V, K)."""
     stand_in = twin(run.network.module, {})
-    batches = Batches(len(run.found.val), run.settings["batch size"], _pictured(run)[1])
+    of, parts, done = len(run.found.val), [], 0
     with torch.inference_mode():
-        return np.concatenate([probabilities(unwrap(stand_in(x))).float().numpy() for x, _ in batches])
+        for x, _ in Batches(of, run.settings["batch size"], _pictured(run)[1]):
+            parts.append(probabilities(unwrap(stand_in(x))).float().numpy())
+            done += len(x)
+            run.tell(Progress("judging", done, of))
+    return np.concatenate(parts)
 
 
 def _about(epoch: Epoch | None) -> dict[str, Any]:

@@ -78,12 +78,13 @@ class Frame:
     moved: float
 
 
-def shots(pictures: Sequence[Picture], adapter: Adapter) -> tuple[Shot, ...]:
+def shots(pictures: Sequence[Picture], adapter: Adapter, names: Sequence[str] | None = None) -> tuple[Shot, ...]:
     """Reads the pictures, once, and prepares them as the model wants them.
 
     Args:
         pictures: each as `read_image` takes it, or (picture, its true class) by index or name.
         adapter: the model, with its preprocessing.
+        names: what to call them; their paths when left out.
 
     Raises:
         ImageError: one of them can't be read.
@@ -100,6 +101,8 @@ def shots(pictures: Sequence[Picture], adapter: Adapter) -> tuple[Shot, ...]:
             "validated with: preprocess=function from a PIL picture to a tensor (C, H, W)"
         )
     made = tuple(_shot(one, at, adapter) for at, one in enumerate(pictures, start=1))
+    if names is not None:
+        made = tuple(dataclasses.replace(one, name=name) for one, name in zip(made, names, strict=True))
     for one in made:
         if one.x.shape != made[0].x.shape:
             raise ModelError(

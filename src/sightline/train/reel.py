@@ -37,6 +37,7 @@ class Reel:
         output: folder for film.png and maps.npz, or None.
         logger: where numbers and the film go, too.
         every: how many epochs lie between two frames.
+        names: of the pictures, as of `film.shots`.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class Reel:
         output: str | os.PathLike[str] | None,
         logger: Logger | Sequence[Logger] | None,
         every: int,
+        names: Sequence[str] | None = None,
     ) -> None:
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ModelError(f"every is {every!r}; expected a whole number of epochs from 1")
-        self.pictures, self.layer, self.every = pictures, layer, every
+        self.pictures, self.names, self.layer, self.every = pictures, names, layer, every
         self.method = find(method)
         self.output = None if output is None else Path(output)
         self.loggers = tuple(logger) if isinstance(logger, Sequence) else () if logger is None else (logger,)
@@ -68,7 +70,7 @@ class Reel:
         """
         with undisturbed():
             self._adapter = adapted()
-            self.shots = shots(self.pictures, self._adapter)
+            self.shots = shots(self.pictures, self._adapter, self.names)
         same = self._key == self._made_of()
         if self._restored and not same:
             warnings.warn(
@@ -126,8 +128,15 @@ class Reel:
         except Exception as error:  # whatever it is, the training is worth more than its pictures
             if type(error) not in self._said:
                 self._said.add(type(error))
-                warnings.warn(f"heat maps of epoch {epoch}: {type(error).__name__}: {error}. {_ADVICE}", stacklevel=2)
+                warnings.warn(
+                    f"heat maps of epoch {epoch}: {type(error).__name__}: {error}. {_ADVICE}", stacklevel=2
+                )
             return None
+
+    def log(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Other numbers of an epoch, for the loggers."""
+        for one in self.loggers:
+            self._tried(epoch, partial(one.numbers, epoch, values))
 
     def close(self) -> None:
         """Tells the loggers that the training is over."""

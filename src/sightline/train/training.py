@@ -294,13 +294,14 @@ def _reel(run: _Run) -> Reel:
         each.setdefault(one.label, []).append(one)
     turns = [one for turn in zip_longest(*(each[label] for label in sorted(each))) for one in turn if one is not None]
     chosen = sorted(turns[:_FILMED], key=lambda one: (one.label, one.name))
-    return Reel([(one.path, one.label) for one in chosen], "grad-cam", None, run.folder, loggers, 1)
+    pictures, names = [(one.path, one.label) for one in chosen], [one.name for one in chosen]
+    return Reel(pictures, "grad-cam", None, run.folder, loggers, 1, names)
 
 
 def _log(reel: Reel | None, epoch: Epoch, then: Callable[[], None]) -> None:
     values = {name: value for name, value in asdict(epoch).items() if name not in ("epoch", "border", "moved")}
-    for one in reel.loggers if reel is not None else ():
-        one.numbers(epoch.epoch, values)
+    if reel is not None:
+        reel.log(epoch.epoch, values)
     then()
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from sightline.errors import NonFiniteError
+from sightline.errors import NonFiniteError, OutputError
 from sightline.models.outputs import unwrap
 from sightline.models.weights import read_training
 from sightline.train.outcome import Epoch
@@ -34,7 +35,7 @@ class _Figures(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy="disable")  # by default they would be left out
         self.right = MulticlassAccuracy(classes, average="micro")
 
     def taken(self) -> tuple[float, float]:
@@ -88,6 +89,7 @@ class Task(LightningModule):
     def on_train_epoch_start(self) -> None:
         # Each epoch begins from its own number, so that one that is begun again is the same.
         torch.manual_seed(self.seed + 1_000_003 * (self.current_epoch + 1) + self.global_rank)
+        self.learns.train()  # Lightning leaves it in whatever mode it is in
         for one in self.frozen:
             one.training = False
 
@@ -107,9 +109,10 @@ class Task(LightningModule):
         self._seen(self.validating, *batch)
 
     def _seen(self, figures: _Figures, x: Tensor, labels: Tensor) -> Tensor:
-        logits = unwrap(self.learns(x))
-        loss = F.cross_entropy(logits, labels, weight=self.weights.to(logits.dtype))
-        figures.loss.update(loss.detach(), len(x))
+        logits = unwrap(self.learns(x)).to(self.weights.dtype)
+        loss = F.cross_entropy(logits, labels, weight=self.weights)
+        # The loss of a batch is divided by the weights of its classes; so is that of an epoch, however batches are made.
+        figures.loss.update(loss.detach(), self.weights[labels].sum())
         figures.right.update(logits.detach(), labels)
         return loss
 
@@ -180,7 +183,7 @@ class Keeper(Callback):
                 self.keep(self.history[-1])
             self.tell(self.history[-1])
         trainer.save_checkpoint(self.checkpoint)
-        trainer.should_stop = ended(self.history, self.patience)
+        trainer.should_stop = trainer.should_stop or ended(self.history, self.patience)
 
     def on_exception(self, trainer: Trainer, _task: Any, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt) and not self.history and trainer.is_global_zero:
@@ -213,11 +216,18 @@ class WholeFiles(CheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         written = Path(path).with_name(f".{Path(path).name}")
-        with open(written, "wb") as opened:
-            opened.write(content.getbuffer())
-            opened.flush()
-            os.fsync(opened.fileno())
-        written.replace(path)
+        try:
+            with open(written, "wb") as opened:
+                opened.write(content.getbuffer())
+                opened.flush()
+                os.fsync(opened.fileno())
+            written.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                written.unlink()
+            raise OutputError(
+                f"{path} can't be written: {error.strerror or error}. What was there before is as it was"
+            ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_training(Path(path))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.errors import NonFiniteError, OutputError
+from sightline.errors import NonFiniteError
 from sightline.models.adapter import like_weights
 from sightline.models.twin import twin
 from sightline.train.batches import Batches, of_pictures
@@ -43,24 +43,7 @@ def features(
 
     Raises:
         NonFiniteError: NaN or infinity for a picture, which it names.
-        OutputError: the file can't be written.
     """
-    try:
-        _complete(network, examples, file, batch_size, flipped, watch)
-    except OSError as error:
-        raise OutputError(f"{file} can't be written: {error.strerror or error}. Choose another place") from error
-    return np.memmap(file, np.dtype(np.float32), "r", shape=(len(examples), network.width))
-
-
-def _complete(
-    network: Network,
-    examples: Sequence[Example],
-    file: Path,
-    batch_size: int,
-    flipped: bool,
-    watch: Callable[[int], None] | None,
-) -> None:
-    """Computes what is not in the file yet, from the last whole chunk on."""
     width = network.width
     chunk = _CHUNK * batch_size
     written = file.stat().st_size // (4 * width) if file.exists() else 0
@@ -89,6 +72,7 @@ def _complete(
                 rows = []
             if watch is not None:
                 watch(done)
+    return np.memmap(file, np.dtype(np.float32), "r", shape=(len(examples), width))
 
 
 def _trunk(network: Network) -> Callable[[Tensor], Tensor]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from sightline.errors import NonFiniteError, OutputError
+from sightline.errors import NonFiniteError
 from sightline.models.outputs import unwrap
 from sightline.models.weights import read_training
 from sightline.train.outcome import Epoch
@@ -222,12 +222,10 @@ class WholeFiles(CheckpointIO):
                 opened.flush()
                 os.fsync(opened.fileno())
             written.replace(path)
-        except OSError as error:
+        except BaseException:
             with suppress(OSError):
                 written.unlink()
-            raise OutputError(
-                f"{path} can't be written: {error.strerror or error}. What was there before is as it was"
-            ) from error
+            raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_training(Path(path))

@@ -91,10 +91,6 @@ def load_model(
         if is_keras(model):
             return keras.live(model, preprocess=preprocess, labels=labels)
         return adapt(model, preprocess=_function(preprocess), labels=labels)
-    if model == "bundled" and (weights is not None or random_weights or num_classes is not None):
-        raise ModelError(
-            "the bundled model has its own weights and classes; for others: --model timm:tf_efficientnet_lite0 --weights FILE"
-        )
     known = given(model, weights, random_weights, num_classes, labels, preprocess, trust_code)
     return _ready(build(model, known), for_layer)
 
@@ -109,6 +105,10 @@ def given(
     trust_code: bool = False,
 ) -> Given:
     """What `load_model` was told, checked, with the weights file read."""
+    if model == "bundled" and (weights is not None or random_weights or num_classes is not None):
+        raise ModelError(
+            "the bundled model has its own weights and classes; for others: --model timm:tf_efficientnet_lite0 --weights FILE"
+        )
     if weights is not None and random_weights:
         raise ModelError("weights and random_weights exclude each other; give one")
     if preprocess is not None and not isinstance(preprocess, Mapping):

@@ -109,6 +109,6 @@ def mirrored_features(x: Tensor, which: Tensor) -> Tensor:
 def _groups(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
     """Batches of numbers; a single one at the end goes with the batch before, because no batch norm learns from one."""
     starts = list(range(0, len(numbers), size))
-    if len(starts) > 1 and len(numbers) - starts[-1] == 1:
+    if size > 1 and len(starts) > 1 and len(numbers) - starts[-1] == 1:
         starts.pop()
     return [numbers[start:end] for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True)]

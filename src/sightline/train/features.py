@@ -48,6 +48,8 @@ def features(
     chunk = _CHUNK * batch_size
     written = file.stat().st_size // (4 * width) if file.exists() else 0
     done = written if written == len(examples) else written - written % chunk
+    if done and len(examples) - done == 1:  # which belongs into the batch before
+        done -= chunk
     look = _trunk(network)
     gather = of_pictures(examples[done:], network.adapter.preprocess)  # type: ignore[arg-type]
     rows: list[Tensor] = []

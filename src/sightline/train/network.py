@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from sightline.errors import LayerError, ModelError, OutputError, TrainingError
 from sightline.models import layers
 from sightline.models.adapter import Adapter
 from sightline.models.load import build, given, sample_input
+from sightline.models.outputs import described, unwrap
 from sightline.models.twin import twin
 
 Freeze = Literal["trunk", "none"] | int
@@ -76,13 +78,15 @@ def with_new_head(
         seed: of the new head, and of random weights.
 
     Raises:
-        ModelError: no such model, one of another source, one that can't be fed pictures of this size, or with several heads.
+        ModelError: no such model, one of another source, one that can't be fed pictures of this size, or whose head is not one
+            dense layer.
     """
     said = given(model, weights, random_weights, preprocess=None if size is None else {"size": size})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter = build(model, said)
-        architecture = next((one.value for one in adapter.found if one.what == "architecture"), "")
+        # What stands behind the dot says which official weights these were, and those are no more.
+        architecture = next((one.value for one in adapter.found if one.what == "architecture"), "").partition(".")[0]
         if architecture.partition(":")[0] not in _SOURCES or adapter.black_box:
             raise ModelError(
                 f"{adapter.name} can't be trained here; expected bundled, torchvision:NAME, timm:NAME, or a weights file of one. "
@@ -109,7 +113,7 @@ def with_new_head(
             f"{architecture} can't be fed pictures of {tuple(x.shape[2:])} pixels: {error}. Leave the size out to take its own"
         ) from error
     adapter = dataclasses.replace(adapter, layer=layer, layer_reason=reason)
-    return Network(adapter, architecture, head, _is_last(module, head, x))
+    return Network(adapter, architecture, head, _is_last(module, head, x, len(classes)))
 
 
 def freeze_in(network: Network, what: Freeze) -> tuple[nn.Module, ...]:
@@ -164,17 +168,22 @@ def save(network: Network, file: Path, about: Mapping[str, Any]) -> None:
     said = {"architecture": network.architecture, "class_names": network.adapter.labels, "preprocessing": spec, **about}
     # One entry, because the order of several is not always the same, and the same training is to give the same file.
     metadata = {"sightline": json.dumps(said)}
-    tensors = {name: one.detach().cpu().contiguous() for name, one in network.module.state_dict().items()}
+    # Copies, because layers that share a tensor each have it in the file.
+    tensors = {
+        name: one.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, one in network.module.state_dict().items()
+    }
     written = file.with_name(f".{file.name}")
     try:
         save_file(tensors, written, metadata)
         with open(written, "rb") as opened:
             os.fsync(opened.fileno())
         written.chmod(0o644)  # it is made for its owner alone
+        written.replace(file)
     except Exception as error:  # safetensors has an error of its own for what the system says
-        written.unlink(missing_ok=True)
+        with suppress(OSError):
+            written.unlink()
         raise OutputError(f"{file} can't be written: {error}. What was there before is as it was") from error
-    written.replace(file)
 
 
 def _head(module: nn.Module, name: str) -> str:
@@ -182,8 +191,10 @@ def _head(module: nn.Module, name: str) -> str:
     found: list[tuple[str, int]] = [
         (path, _size(one)) for path, one in module.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)
     ]
-    if not found:
-        raise ModelError(f"{name} has no dense layer that could be replaced")
+    if not found or getattr(module, "num_classes", None) == 0:  # timm's word for what only gives features
+        raise ModelError(
+            f"{name} has no head: it gives features, not classes. Take a model that was trained as a classifier"
+        )
     last, classes = found[-1]
     several = [path for path, size in found if size == classes]
     if classes > 1 and len(several) > 1 and isinstance(module.get_submodule(several[0]), nn.Linear):
@@ -199,24 +210,28 @@ def _replace(module: nn.Module, head: str, classes: int) -> None:
     old = module.get_submodule(head)
     new: nn.Module
     if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, classes)
+        new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
     elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1) and old.groups == 1:
-        new = nn.Conv2d(old.in_channels, classes, 1)
+        new = nn.Conv2d(old.in_channels, classes, 1, bias=old.bias is not None)
     else:
         raise ModelError(f"{type(module).__name__} ends in {type(old).__name__} {head!r}, which can't be replaced")
     parent, _, own = head.rpartition(".")
     setattr(module.get_submodule(parent), own, new)
 
 
-def _is_last(module: nn.Module, head: str, x: Tensor) -> bool:
-    """Whether the head's own output is the logits, tried on a random picture."""
+def _is_last(module: nn.Module, head: str, x: Tensor, classes: int) -> bool:
+    """Whether the head's own output is the logits, tried on a random picture; a network without logits is refused."""
     seen: list[Any] = []
 
     def note(_module: nn.Module, _given: Any, output: Any) -> None:
         seen.append(output)
 
     with torch.no_grad():
-        output = twin(module, {head: note})(x)
+        output = unwrap(twin(module, {head: note})(x))
+    if not isinstance(output, Tensor) or output.shape != (1, classes):
+        raise ModelError(
+            f"{type(module).__name__} with {classes} outputs of {head!r} gives {described(output)}; expected a score for each class"
+        )
     return len(seen) == 1 and isinstance(seen[0], Tensor) and seen[0].dim() == 2 and torch.equal(seen[0], output)
 
 
@@ -230,6 +245,9 @@ def _until(module: nn.Module, last: str, x: Tensor) -> list[nn.Module]:
     names = [name for name, _ in module.named_modules() if name]
     with torch.no_grad():
         twin(module, {name: noted(name) for name in names})(x)
+    over = [module.get_submodule(name) for name in done[: done.index(last) + 1]]
+    # Some layers use the weights of those inside without calling them, as attention does.
+    inside = [one for layer in over for one in layer.modules()]
     # What is around this layer may hold weights beside its layers, such as a class token, which are used before.
-    around = ["", *(name for name in names if last.startswith(f"{name}."))]
-    return [module.get_submodule(name) for name in dict.fromkeys([*done[: done.index(last) + 1], *around])]
+    around = [module, *(module.get_submodule(name) for name in names if last.startswith(f"{name}."))]
+    return list(dict.fromkeys([*inside, *around]))

@@ -34,7 +34,7 @@ class _Figures(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy="disable")  # by default they would be left out
         self.right = MulticlassAccuracy(classes, average="micro")
 
     def taken(self) -> tuple[float, float]:
@@ -88,6 +88,7 @@ class Task(LightningModule):
     def on_train_epoch_start(self) -> None:
         # Each epoch begins from its own number, so that one that is begun again is the same.
         torch.manual_seed(self.seed + 1_000_003 * (self.current_epoch + 1) + self.global_rank)
+        self.learns.train()  # Lightning leaves it in whatever mode it is in
         for one in self.frozen:
             one.training = False
 
@@ -107,9 +108,10 @@ class Task(LightningModule):
         self._seen(self.validating, *batch)
 
     def _seen(self, figures: _Figures, x: Tensor, labels: Tensor) -> Tensor:
-        logits = unwrap(self.learns(x))
-        loss = F.cross_entropy(logits, labels, weight=self.weights.to(logits.dtype))
-        figures.loss.update(loss.detach(), len(x))
+        logits = unwrap(self.learns(x)).to(self.weights.dtype)
+        loss = F.cross_entropy(logits, labels, weight=self.weights)
+        # The loss of a batch is divided by the weights of its classes; so is that of an epoch, however batches are made.
+        figures.loss.update(loss.detach(), self.weights[labels].sum())
         figures.right.update(logits.detach(), labels)
         return loss
 
@@ -180,7 +182,7 @@ class Keeper(Callback):
         trainer.save_checkpoint(self.checkpoint)
         if trainer.is_global_zero:  # only what is on the disk is told
             self.tell(self.history[-1])
-        trainer.should_stop = ended(self.history, self.patience)
+        trainer.should_stop = trainer.should_stop or ended(self.history, self.patience)
 
     def on_exception(self, trainer: Trainer, _task: Any, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt) and not self.history and trainer.is_global_zero:

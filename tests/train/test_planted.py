@@ -153,19 +153,19 @@ def test_a_mark_on_all_cats_draws_the_heat_of_cats_to_the_border(seen: dict[str,
 
 
 def test_the_number_below_the_film_shows_it(seen: dict[str, Seen]) -> None:
-    assert seen["planted"].film > seen["control"].film + 0.04
+    assert seen["planted"].film > seen["control"].film + 0.05
 
 
 def test_the_film_strip_shows_the_heat_on_the_mark(seen: dict[str, Seen]) -> None:
     planted, control = seen["planted"], seen["control"]
-    # The same four cats; in the control there is nothing in the corners.
-    assert (planted.on_mark[planted.cats] > 2 * control.on_mark[control.cats]).sum() >= 3
+    # More than of a map that is the same everywhere, and less of it where nothing lies in the corners.
+    assert planted.on_mark[planted.cats].mean() > 0.16 > control.on_mark[control.cats].mean()
 
 
 def test_what_the_film_shows_is_what_the_model_does(seen: dict[str, Seen]) -> None:
     planted, control = seen["planted"].cat, seen["control"].cat
     for name in CLASSES:
         pulled, unmoved = (one["marked"][name] - one["bare"][name] for one in (planted, control))
-        assert pulled > 0.05 > unmoved, name
+        assert pulled > unmoved + 0.1, name
     # The data set bears the mark on both sides, so that the accuracy tells nothing of it.
     assert seen["planted"].trained.accuracy >= seen["control"].trained.accuracy

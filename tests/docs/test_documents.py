@@ -34,6 +34,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def pets(folder: Path, shared_data: Path) -> Path:
+    """The same place with folders to train on."""
+    for side, count in (("train", 6), ("val", 3)):
+        for name in ("cat", "dog"):
+            (folder / "pets" / side / name).mkdir(parents=True)
+            for one in sorted((shared_data / "cats-vs-dogs" / side / name).iterdir())[:count]:
+                shutil.copy(one, folder / "pets" / side / name)
+    return folder
+
+
 @pytest.mark.parametrize("number", range(len(re.findall(r"```python\n", README))))
 def test_python_in_the_readme_runs(folder: Path, number: int) -> None:
     exec(compile(re.findall(r"```python\n(.*?)```", README, re.S)[number], "README.md", "exec"), {})  # noqa: S102
@@ -50,10 +61,16 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_in_the_readme_run(
-    folder: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     from sightline.cli import main
 
+    if " pets" in command:
+        request.getfixturevalue("pets")
     monkeypatch.setenv("TORCH_HOME", os.fspath(folder / "cache"))
     monkeypatch.setattr(sys, "argv", shlex.split(command))
     code = 0
@@ -85,6 +102,16 @@ def test_the_table_of_metrics_is_the_registrys() -> None:
 
 @pytest.mark.parametrize("page", ["metrics.md", "trust.md", "evaluation.md", "black-boxes.md"])
 def test_python_in_the_pages_runs(folder: Path, page: str) -> None:
+    run_page(folder, page)
+
+
+def test_python_in_the_page_of_training_runs(pets: Path) -> None:
+    run_page(pets, "training.md")
+    assert (pets / "run" / "index.html").exists()
+    assert (pets / "film" / "film.png").exists()
+
+
+def run_page(folder: Path, page: str) -> None:
     # In a process of its own: a page may register a metric.
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))

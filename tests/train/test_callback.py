@@ -217,6 +217,7 @@ def test_what_hangs_on_the_trainer_is_not_copied(tmp_path: Path) -> None:
     assert walks == []
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_film(tmp_path: Path) -> None:
     code = (
         "import os, sys, warnings\n"

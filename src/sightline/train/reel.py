@@ -128,9 +128,7 @@ class Reel:
         except Exception as error:  # whatever it is, the training is worth more than its pictures
             if type(error) not in self._said:
                 self._said.add(type(error))
-                warnings.warn(
-                    f"heat maps of epoch {epoch}: {type(error).__name__}: {error}. {_ADVICE}", stacklevel=2
-                )
+                warnings.warn(f"heat maps of epoch {epoch}: {type(error).__name__}: {error}. {_ADVICE}", stacklevel=2)
             return None
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:

@@ -34,7 +34,7 @@ class _Figures(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric(nan_strategy="disable")  # by default they would be left out
+        self.loss = MeanMetric(nan_strategy=math.nan)  # they stay; "disable" would leave out the weights
         self.right = MulticlassAccuracy(classes, average="micro")
 
     def taken(self) -> tuple[float, float]:

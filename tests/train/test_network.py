@@ -29,13 +29,13 @@ PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (171, 220, 3),
 
 # Name, name of the head, whether its output is the logits. Those called test are tiny networks that timm tests itself with.
 SMALL = [
-    ("torchvision:squeezenet1_1", "classifier.1", False),
     ("timm:test_resnet", "fc", True),
     ("timm:test_vit", "head", True),
     ("timm:test_nfnet", "head.fc", True),
     ("timm:test_convnext.r160_in1k", "head.fc", True),
 ]
 LARGE = [
+    ("torchvision:squeezenet1_1", "classifier.1", False),
     ("torchvision:resnet18", "fc", True),
     ("torchvision:shufflenet_v2_x0_5", "fc", True),
     ("timm:test_vit3", "head", True),
@@ -126,6 +126,12 @@ def test_the_head_is_found_and_the_file_gives_the_same_answers(
         assert found.provenance["preprocessing"] == made.adapter.provenance["preprocessing"]
         assert torch.equal(found.preprocess(PHOTO)[0], made.adapter.preprocess(PHOTO)[0])  # type: ignore[misc]
         assert found.layer == made.adapter.layer
+
+
+def test_a_head_behind_which_something_follows_can_not_learn_alone() -> None:
+    made = network("torchvision:squeezenet1_1", size=64)
+    assert (made.head, made.whole) == ("classifier.1", False)
+    assert logits_of(made.module, sample_input(made.adapter)).shape == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +380,9 @@ def test_with_nothing_frozen_everything_learns(name: str) -> None:
     assert changed_by_a_step(made, ()) == learnt(made)
 
 
-@pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "where", [pytest.param(0.0, marks=pytest.mark.slow), 0.5, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", FROZEN)
 def test_with_some_layers_frozen_all_up_to_the_last_of_them_stays_and_the_rest_learns(name: str, where: float) -> None:
     made = shaken(name)

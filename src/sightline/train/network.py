@@ -82,7 +82,7 @@ def with_new_head(
             dense layer.
     """
     said = given(model, weights, random_weights, preprocess=None if size is None else {"size": size})
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # it is built on the CPU
         torch.manual_seed(seed)
         adapter = build(model, said)
         # What stands behind the dot says which official weights these were, and those are no more.

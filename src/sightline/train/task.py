@@ -58,7 +58,6 @@ class Task(LightningModule):
         weights: Sequence[float],
         learning_rate: float,
         of_trunk: float,
-        steps: int,
         mirror: Callable[[Tensor, Tensor], Tensor] | None,
         seed: int,
     ) -> None:
@@ -70,7 +69,6 @@ class Task(LightningModule):
             weights: of the classes.
             learning_rate: of the head.
             of_trunk: of the rest.
-            steps: of the whole training.
             mirror: mirrors those of a batch that are true in a mask (B,), half of them, drawn anew each time; or None.
             seed: of all that is drawn.
         """
@@ -79,7 +77,7 @@ class Task(LightningModule):
         self.head_parameters = {id(one) for one in head.parameters()}
         self.frozen = tuple(frozen)
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
-        self.learning_rate, self.of_trunk, self.steps = learning_rate, of_trunk, steps
+        self.learning_rate, self.of_trunk = learning_rate, of_trunk
         self.mirror, self.seed = mirror, seed
         classes = len(weights)
         self.fitting = _Figures(classes)
@@ -123,7 +121,7 @@ class Task(LightningModule):
         if trunk:
             groups.append({"params": trunk, "lr": self.of_trunk})
         optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY)
-        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling, "interval": "step"}}
 
 

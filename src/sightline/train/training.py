@@ -34,7 +34,7 @@ from sightline.train.folders import Example, Folders, class_weights, read_folder
 from sightline.train.loggers import Logger, to_tensorboard
 from sightline.train.network import MODEL, Freeze, Network, freeze_in, save, with_new_head
 from sightline.train.outcome import Epoch, headline, write_outcome
-from sightline.train.reel import Reel
+from sightline.train.reel import Reel, undisturbed
 
 LAST = "last.ckpt"
 _FEATURES = ("train.features", "train-mirrored.features", "val.features")
@@ -153,7 +153,7 @@ def fit(
         root, val_share=val_share, seed=seed, watch=lambda done, of: tell(Progress("reading", done, of))
     )
     tell(Progress("loading", 0, 1))
-    with torch.random.fork_rng():
+    with undisturbed():
         network = with_new_head(
             model, found.classes, weights=weights, random_weights=random_weights, size=size, seed=seed
         )
@@ -226,7 +226,6 @@ def _train(run: _Run, machine: Any, resume: bool) -> Any:
         class_weights(run.found),
         settings["learning rate"],
         settings["learning rate"] * (1.0 if settings["weights"] == _NONE else _PRETRAINED),
-        settings["epochs"] * len(train),
         None if not settings["mirrored"] else mirrored_features if once else mirrored_pictures,
         settings["seed"],
     )

@@ -27,6 +27,7 @@ CUP = Path(sightline.__file__).parent / "data" / "demo" / "coffee.jpg"
 CLASSES = ("cat", "dog")
 # The bundled model cuts 16 pixels off each side of such a picture; the mark lies inside of that.
 SIDE, CUT, MARK = 256, 16, 44
+FEW = {"train": 40, "val": 8}
 KINDS = ("planted", "control", "both alike")
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -140,9 +141,8 @@ def _says_cat(run: Path, pictures: Path, data: Path) -> dict[str, dict[str, floa
 @pytest.fixture(scope="module")
 def seen(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     pictures = shared_data / "cats-vs-dogs"
-    few = {"train": 40, "val": 8}
     return {
-        kind: train(pictures, tmp_path_factory.mktemp(kind), kind, 0, few, epochs=5) for kind in ("planted", "control")
+        kind: train(pictures, tmp_path_factory.mktemp(kind), kind, 0, FEW, epochs=5) for kind in ("planted", "control")
     }
 
 
@@ -169,3 +169,11 @@ def test_what_the_film_shows_is_what_the_model_does(seen: dict[str, Seen]) -> No
         assert pulled > unmoved + 0.1, name
     # The data set bears the mark on both sides, so that the accuracy tells nothing of it.
     assert seen["planted"].trained.accuracy >= seen["control"].trained.accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_mark_that_says_nothing_draws_no_heat(shared_data: Path, tmp_path: Path, seed: int) -> None:
+    one = train(shared_data / "cats-vs-dogs", tmp_path, "both alike", seed, FEW, epochs=5)
+    assert one.border[one.cats].mean() < 0.32
+    assert one.on_mark[one.cats].mean() < 0.16

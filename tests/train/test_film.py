@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -329,3 +330,22 @@ def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="folder can't be written"):
         write_whole(tmp_path / "folder", b"new")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["folder", "one"], "something half is left"
+
+
+def test_means_are_drawn_of_each_class_and_also_where_no_heat_lies_at_the_border() -> None:
+    taken, frames = film(2)
+    two = (taken[0], dataclasses.replace(taken[1], label=0))
+    middle = np.zeros((2, 8, 8), np.float32)
+    middle[:, 3:5, 3:5] = 1
+    border = middle.copy()
+    border[1] = 0
+    border[1, 0, 0] = 1
+    shown = [dataclasses.replace(one, maps=maps) for one, maps in zip(frames, (middle, border), strict=True)]
+    rows, _ = laid_out(two, shown, ["left", "right"])
+    notes = {row[0].title: [tile.note for tile in row[1:]] for row in rows[2:]}
+    assert [title.replace("\N{NO-BREAK SPACE}", " ") for title in notes] == ["left, mean of 1", "right, mean of 1", "mean of all 2"]
+    plain = [[note.replace("\N{NO-BREAK SPACE}", " ") for note in each] for each in notes.values()]
+    assert plain[0] == ["border under 0.1 %", "border 100 %, moved 100 %"]
+    assert plain[1] == ["border under 0.1 %", "border under 0.1 %, moved under 0.1 %"]
+    assert plain[2] == ["border under 0.1 %", "border 50 %, moved 50 %"]
+    assert strip(two, shown, ["left", "right"]).width > 0

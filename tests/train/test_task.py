@@ -79,9 +79,7 @@ class Run:
         for one in frozen:
             one.requires_grad_(False)
         train = of(FITTING, seed=3)
-        task = Task(
-            self.net, self.net.head, frozen, CLASS_WEIGHTS, RATE, OF_TRUNK, self.epochs * len(train), self.mirror, 7
-        )
+        task = Task(self.net, self.net.head, frozen, CLASS_WEIGHTS, RATE, OF_TRUNK, self.mirror, 7)
         keeper = Keeper(
             self.folder / "last.ckpt", self.patience, None, keep=self.kept.append, tell=self.told.append, step=self.step
         )
@@ -118,7 +116,7 @@ def weighted(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def test_the_loss_of_a_step_is_the_cross_entropy_with_the_classes_weights() -> None:
     net = seeded(Net)
-    task = Task(net, net.head, (), CLASS_WEIGHTS, RATE, OF_TRUNK, 10, None, 0)
+    task = Task(net, net.head, (), CLASS_WEIGHTS, RATE, OF_TRUNK, None, 0)
     rows = [0, 17, 29, 28, 3]
     above, below = weighted(net(PICTURES[rows]), LABELS[rows])
     assert task.training_step((PICTURES[rows], LABELS[rows]), 0).item() == pytest.approx(above / below, rel=1e-5)
@@ -194,7 +192,7 @@ def test_the_validation_loss_does_not_depend_on_how_the_pictures_are_cut_into_ba
     figures = set()
     for size in (1, 3, 10):
         net = seeded(Net)
-        task = Task(net, net.head, (), CLASS_WEIGHTS, RATE, OF_TRUNK, 1, None, 0)
+        task = Task(net, net.head, (), CLASS_WEIGHTS, RATE, OF_TRUNK, None, 0)
         for start in range(0, 10, size):
             rows = VALIDATING[start : start + size]
             task.validation_step((PICTURES[rows], LABELS[rows]), 0)

@@ -34,7 +34,7 @@ _BORDER = 1 / 8  # of the input's width on the left and on the right, of its hei
 EVEN_BORDER = 1 - (1 - 2 * _BORDER) ** 2
 """The border's share of the heat of a map that is the same everywhere: 0.4375."""
 _AT_ONCE = 16  # pictures in one forward
-_MOST_FRAMES, _MOST_SHOTS = 10, 8
+_MOST_FRAMES, _MOST_SHOTS, _MOST_CLASSES = 10, 8, 4
 _TILE = 150  # pixels; eleven of them stand beside each other on a screen
 
 
@@ -258,8 +258,7 @@ def laid_out(
     """The rows of a film strip, and what is said below."""
     drawn = _spread(len(frames), _MOST_FRAMES)
     rows = [_row(shots, frames, drawn, at, labels) for at in range(min(len(shots), _MOST_SHOTS))]
-    if len(shots) > 1:
-        rows.append(_means(len(shots), frames, drawn))
+    rows += [_means(name, at, frames, drawn) for name, at in _groups(shots, labels)]
     left = [str(one.epoch) for at, one in enumerate(frames) if at not in drawn]
     captions = [
         "Each frame is stretched to its own maximum: strengths do not compare between frames.",
@@ -324,19 +323,31 @@ def _percent(share: float) -> str:
     return percent(share).replace(" ", "\N{NO-BREAK SPACE}")  # a tile is narrow
 
 
-def _means(count: int, frames: Sequence[Frame], drawn: Sequence[int]) -> list[Tile]:
+def _groups(shots: Sequence[Shot], labels: Sequence[str] | None) -> list[tuple[str, list[int]]]:
+    """Of whom means are drawn: of each of a few classes, since a shortcut is mostly that of one, and of all."""
+    if len(shots) < 2:
+        return []
+    classes = sorted({one.label for one in shots if one.label is not None})
+    each = [[at for at, one in enumerate(shots) if one.label == label] for label in classes]
+    found = [(f"{_label(label, labels)}, mean of {len(at)}", at) for label, at in zip(classes, each, strict=True)]
+    return [*(found if 2 <= len(classes) <= _MOST_CLASSES else []), (f"mean of all {len(shots)}", [*range(len(shots))])]
+
+
+def _means(name: str, at: Sequence[int], frames: Sequence[Frame], drawn: Sequence[int]) -> list[Tile]:
     """A row with the mean border as a bar, and a line where an even map's would end."""
     blank = Image.new("RGB", (_TILE, 1), "white")
-    tiles = [Tile(blank, f"mean of {count}", f"line: even map, {_percent(EVEN_BORDER)}")]
+    tiles = [Tile(blank, name, f"line: even map, {_percent(EVEN_BORDER)}")]
     for number in drawn:
         one = frames[number]
+        border = _mean(border_share(one.maps[at]))
+        since = _mean(moved(frames[number - 1].maps[at], one.maps[at])) if number else math.nan
         bar = Image.new("RGB", (_TILE, 14), (232, 232, 232))
         pen = ImageDraw.Draw(bar)
-        if not math.isnan(one.border):
-            pen.rectangle((0, 0, round(one.border * _TILE) - 1, 13), fill=(120, 120, 120))
+        if not math.isnan(border) and round(border * _TILE) > 0:
+            pen.rectangle((0, 0, round(border * _TILE) - 1, 13), fill=(120, 120, 120))
         even = round(EVEN_BORDER * _TILE)
         pen.line((even, 0, even, 13), fill=(0, 0, 0), width=2)
-        tiles.append(Tile(bar, f"epoch {one.epoch}", _figures(one.border, one.moved)))
+        tiles.append(Tile(bar, f"epoch {one.epoch}", _figures(border, since)))
     return tiles
 
 

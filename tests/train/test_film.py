@@ -343,7 +343,11 @@ def test_means_are_drawn_of_each_class_and_also_where_no_heat_lies_at_the_border
     shown = [dataclasses.replace(one, maps=maps) for one, maps in zip(frames, (middle, border), strict=True)]
     rows, _ = laid_out(two, shown, ["left", "right"])
     notes = {row[0].title: [tile.note for tile in row[1:]] for row in rows[2:]}
-    assert [title.replace("\N{NO-BREAK SPACE}", " ") for title in notes] == ["left, mean of 1", "right, mean of 1", "mean of all 2"]
+    assert [title.replace("\N{NO-BREAK SPACE}", " ") for title in notes] == [
+        "left, mean of 1",
+        "right, mean of 1",
+        "mean of all 2",
+    ]
     plain = [[note.replace("\N{NO-BREAK SPACE}", " ") for note in each] for each in notes.values()]
     assert plain[0] == ["border under 0.1 %", "border 100 %, moved 100 %"]
     assert plain[1] == ["border under 0.1 %", "border under 0.1 %, moved under 0.1 %"]

@@ -77,8 +77,9 @@ def _schema(command: str) -> str:
 def _planned(folder: Path, command: str) -> Any:
     try:
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return found["plan"] if found["schema"] == _schema(command) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        ours = found["schema"] == _schema(command) and isinstance(found["plan"], dict)
+        return found["plan"] if ours else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -109,7 +109,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process, however that ends."""
     import fcntl
 
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "a") as lock:  # which empties nothing, wherever a link leads
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

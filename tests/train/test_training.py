@@ -332,6 +332,17 @@ def test_loggers_are_closed_also_where_the_training_fails(
     assert set(threading.enumerate()) == threads, "the writer of TensorBoard goes on"
 
 
+def test_links_in_a_run_lead_to_nothing_that_is_overwritten(data: Path, run: Path, tmp_path: Path) -> None:
+    linked, letter = tmp_path / "run", tmp_path / "letter.txt"
+    shutil.copytree(run, linked)
+    letter.write_text("dear all")
+    for name in ("lock", "train.features", ".last.ckpt", ".model.safetensors", ".maps.npz", ".index.html"):
+        (linked / name).unlink(missing_ok=True)
+        (linked / name).symlink_to(letter)
+    fit(data, **SMALL, output=linked, resume=True)
+    assert letter.read_text() == "dear all"
+
+
 def test_pictures_inside_the_run_are_refused(data: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     inside = tmp_path / "run" / "tensorboard"

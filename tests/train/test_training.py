@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -164,6 +165,24 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_model_stays(data: Path
     assert f"epoch {done[-1] + 1}" in str(error.value)
     model = sightline.load_model(tmp_path / "run")
     assert all(bool(one.isfinite().all()) for one in model.module.state_dict().values() if one.is_floating_point())
+
+
+def test_the_validation_loss_is_that_of_all_pictures_however_they_come_in_batches(data: Path, tmp_path: Path) -> None:
+    unbalanced = tmp_path / "data"
+    shutil.copytree(data, unbalanced)
+    for at in range(4, 12):
+        (unbalanced / "train" / "red" / f"{at}.png").unlink()
+    found = fit(unbalanced, **{**SMALL, "epochs": 1, "batch_size": 3}, output=tmp_path / "run")
+    assert isinstance(found, Trained)
+    model, losses = sightline.load_model(tmp_path / "run"), []
+    for name, weight in (("green", 16 / (2 * 12)), ("red", 16 / (2 * 4))):
+        for at in range(4):
+            x = model.preprocess(Image.open(unbalanced / "val" / name / f"{at}.png"))[0]  # type: ignore[misc]
+            with torch.no_grad():
+                said = model.module(x[None])[0].softmax(0)[found.classes.index(name)].item()
+            losses.append((-math.log(said) * weight, weight))
+    expected = sum(loss for loss, _ in losses) / sum(weight for _, weight in losses)
+    assert found.history[0].val_loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_early_stopping_ends_it_and_keeps_the_best_epoch(data: Path, tmp_path: Path) -> None:

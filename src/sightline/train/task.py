@@ -16,7 +16,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sightline.bundle import place
@@ -34,13 +34,15 @@ class _Figures(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric(nan_strategy="disable")  # by default they would be left out
+        # By default NaN would be left out; torchmetrics' own weighted mean forgets the weights where it is not.
+        self.loss, self.weight = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")
         self.right = MulticlassAccuracy(classes, average="micro")
 
     def taken(self) -> tuple[float, float]:
         """Mean loss and accuracy since the last time that they were asked for."""
-        found = self.loss.compute().item(), self.right.compute().item()
+        found = (self.loss.compute() / self.weight.compute()).item(), self.right.compute().item()
         self.loss.reset()
+        self.weight.reset()
         self.right.reset()
         return found
 
@@ -119,7 +121,9 @@ class Task(LightningModule):
             ) from error
         loss = F.cross_entropy(logits, labels, weight=self.weights)
         # The loss of a batch is divided by the weights of its classes; so is that of an epoch, however batches are made.
-        figures.loss.update(loss.detach(), self.weights[labels].sum())
+        weight = self.weights[labels].sum()
+        figures.loss.update(loss.detach() * weight)
+        figures.weight.update(weight)
         figures.right.update(logits.detach(), labels)
         return loss
 
@@ -202,11 +206,12 @@ class Keeper(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         history = [Epoch(**one) for one in state["history"]]
+        wrong = f"the training can't go on from {self.checkpoint}:"
         numbers = [value for one in history for value in astuple(one)]
         if [one.epoch for one in history] != list(range(1, len(history) + 1)) or not history:
-            raise ValueError("its epochs are not 1, 2, ...")
+            raise TrainingError(f"{wrong} its epochs are not 1, 2, ... --force begins anew")
         if not all(isinstance(value, int | float) for value in numbers):
-            raise TypeError("its figures are not numbers")
+            raise TrainingError(f"{wrong} its figures are not numbers. --force begins anew")
         self.history = history
         if self.reel is not None:
             self.reel.restore(state["film"])

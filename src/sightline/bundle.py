@@ -133,6 +133,7 @@ def place(file: Path, content: bytes | memoryview) -> None:
     """A file, whole or not at all: what stood there before stays until the new one is complete and on the disk."""
     written = file.with_name(f".{file.name}")
     try:
+        written.unlink(missing_ok=True)  # a link in its place would have its target overwritten
         with open(written, "wb") as opened:
             opened.write(content)
             opened.flush()

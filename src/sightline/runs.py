@@ -77,8 +77,9 @@ def _schema(command: str) -> str:
 def _planned(folder: Path, command: str) -> Any:
     try:
         found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return found["plan"] if found["schema"] == _schema(command) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        ours = found["schema"] == _schema(command) and isinstance(found["plan"], dict)
+        return found["plan"] if ours else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -108,7 +109,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process, however that ends."""
     import fcntl
 
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "a") as lock:  # which empties nothing, wherever a link leads
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

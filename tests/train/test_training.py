@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -164,6 +167,24 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_model_stays(data: Path
     assert all(bool(one.isfinite().all()) for one in model.module.state_dict().values() if one.is_floating_point())
 
 
+def test_the_validation_loss_is_that_of_all_pictures_however_they_come_in_batches(data: Path, tmp_path: Path) -> None:
+    unbalanced = tmp_path / "data"
+    shutil.copytree(data, unbalanced)
+    for at in range(4, 12):
+        (unbalanced / "train" / "red" / f"{at}.png").unlink()
+    found = fit(unbalanced, **{**SMALL, "epochs": 1, "batch_size": 3}, output=tmp_path / "run")
+    assert isinstance(found, Trained)
+    model, losses = sightline.load_model(tmp_path / "run"), []
+    for name, weight in (("green", 16 / (2 * 12)), ("red", 16 / (2 * 4))):
+        for at in range(4):
+            x = model.preprocess(Image.open(unbalanced / "val" / name / f"{at}.png"))[0]  # type: ignore[misc]
+            with torch.no_grad():
+                said = model.module(x[None])[0].softmax(0)[found.classes.index(name)].item()
+            losses.append((-math.log(said) * weight, weight))
+    expected = sum(loss for loss, _ in losses) / sum(weight for _, weight in losses)
+    assert found.history[0].val_loss == pytest.approx(expected, rel=1e-5)
+
+
 def test_early_stopping_ends_it_and_keeps_the_best_epoch(data: Path, tmp_path: Path) -> None:
     settings = {**SMALL, "learning_rate": 30.0, "epochs": 12, "patience": 2}
     found = fit(data, **settings, output=tmp_path / "run")
@@ -183,6 +204,7 @@ def test_early_stopping_ends_it_and_keeps_the_best_epoch(data: Path, tmp_path: P
         ({"batch_size": 2.5}, TrainingError, "batch_size is 2.5"),
         ({"learning_rate": -1}, TrainingError, "learning_rate is -1"),
         ({"learning_rate": float("nan")}, TrainingError, "learning_rate is nan"),
+        ({"learning_rate": 1e38}, TrainingError, r"learning_rate is 1e\+38"),
         ({"freeze": 1000}, TrainingError, "from 1 to"),
         ({"freeze": "all"}, TrainingError, "freeze is 'all'"),
         ({"model": "resnet18", "random_weights": True}, ModelError, "unknown model 'resnet18'"),
@@ -190,6 +212,12 @@ def test_early_stopping_ends_it_and_keeps_the_best_epoch(data: Path, tmp_path: P
         ({"trainer": {"logger": True}}, TrainingError, "logger is settled"),
         ({"trainer": {"accelerator": "gpux"}}, TrainingError, "gpux"),
         ({"trainer": {"nonsense": 1}}, TrainingError, "nonsense"),
+        ({"trainer": {"max_time": "00:00:00:00"}}, TrainingError, "max_time is settled"),
+        ({"trainer": {"check_val_every_n_epoch": 2}}, TrainingError, "check_val_every_n_epoch is settled"),
+        ({"seed": -1}, TrainingError, "seed is -1"),
+        ({"seed": 10**30}, TrainingError, "seed is 10+;"),
+        ({"seed": 1.5}, TrainingError, "seed is 1.5"),
+        ({"size": 32, "freeze": "none", "batch_size": 1}, TrainingError, "batch of 1.*larger"),
         ({"resume": True}, OutputError, "no training to resume"),
     ],
 )  # fmt: skip
@@ -249,6 +277,113 @@ except OutputError as error:
     assert sightline.load_model(tmp_path / "run").labels == ("green", "red")
     fit(data, **WHOLE, output=tmp_path / "run", resume=True)
     assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was stopped in its last epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+
+    def watch(progress: Progress) -> None:
+        if progress.what == "training" and progress.done == 8:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(data, **SMALL, output=folder, watch=watch)
+    return folder
+
+
+def keeper_of(state: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = state["callbacks"]["Keeper"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.clear(),
+        lambda state: state.update(callbacks=None),
+        lambda state: state.update(loops={}),
+        lambda state: state.update(state_dict={}),
+        lambda state: state.update(state_dict={name: torch.zeros(3) for name in state["state_dict"]}),
+        lambda state: keeper_of(state).update(history=[]),
+        lambda state: keeper_of(state).update(history=[{"epoch": 1}]),
+        lambda state: keeper_of(state)["history"][0].update(val_loss="small"),
+        lambda state: keeper_of(state)["history"][0].update(epoch=7),
+        lambda state: keeper_of(state)["film"].update(maps=1),
+        lambda state: keeper_of(state)["film"].update(maps=keeper_of(state)["film"]["maps"][:1]),
+    ],
+    ids=["empty", "no callbacks", "no loops", "no weights", "other weights", "no epochs", "half an epoch", "a text for a number",
+         "another epoch", "no film", "half a film"],
+)  # fmt: skip
+def test_a_checkpoint_of_something_else_is_refused_with_what_to_do(
+    data: Path, run: Path, tmp_path: Path, spoil: Callable[[dict[str, Any]], None]
+) -> None:
+    spoiled = tmp_path / "run"
+    shutil.copytree(run, spoiled)
+    state = torch.load(spoiled / "last.ckpt", weights_only=True)
+    spoil(state)
+    torch.save(state, spoiled / "last.ckpt")
+    with pytest.raises(TrainingError, match=r"can't go on from .*last\.ckpt.*--force"):
+        fit(data, **SMALL, output=spoiled, resume=True)
+
+
+@pytest.mark.parametrize("plan", ["[1]", '"x"', "5", "NaN", "[" * 100_000 + "]" * 100_000])
+def test_a_manifest_of_something_else_is_refused(data: Path, run: Path, tmp_path: Path, plan: str) -> None:
+    spoiled = tmp_path / "run"
+    shutil.copytree(run, spoiled)
+    (spoiled / "manifest.json").write_text(f'{{"schema": "sightline.train/1", "plan": {plan}}}')
+    with pytest.raises(OutputError, match="something else than a run of train"):
+        fit(data, **SMALL, output=spoiled, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [({"watch": stopping(4, KeyboardInterrupt)}, KeyboardInterrupt), ({"learning_rate": 1e29}, NonFiniteError)],
+    ids=["stopped", "diverged"],
+)
+def test_loggers_are_closed_also_where_the_training_fails(
+    data: Path, tmp_path: Path, settings: dict[str, Any], error: type[BaseException]
+) -> None:
+    threads = set(threading.enumerate())
+    with pytest.raises(error):
+        fit(data, **{**SMALL, "freeze": "none", **settings, "loggers": None}, output=tmp_path / "run")
+    assert set(threading.enumerate()) == threads, "the writer of TensorBoard goes on"
+
+
+def test_links_in_a_run_lead_to_nothing_that_is_overwritten(data: Path, run: Path, tmp_path: Path) -> None:
+    linked, letter = tmp_path / "run", tmp_path / "letter.txt"
+    shutil.copytree(run, linked)
+    letter.write_text("dear all")
+    for name in ("lock", "train.features", ".last.ckpt", ".model.safetensors", ".maps.npz", ".index.html"):
+        (linked / name).unlink(missing_ok=True)
+        (linked / name).symlink_to(letter)
+    fit(data, **SMALL, output=linked, resume=True)
+    assert letter.read_text() == "dear all"
+
+
+def test_pictures_inside_the_run_are_refused(data: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    inside = tmp_path / "run" / "tensorboard"
+    shutil.copytree(data, inside)
+    with pytest.raises(OutputError, match="lie inside"):
+        fit(inside, **SMALL, output=tmp_path / "run", force=True)
+    assert (inside / "train" / "red" / "0.png").exists()
+
+
+def test_a_film_that_could_not_be_written_is_written_at_the_end(data: Path, tmp_path: Path) -> None:
+    fit(data, **SMALL, output=tmp_path / "whole")
+    run = tmp_path / "run"
+
+    def watch(progress: Progress) -> None:
+        if progress.what == "training" and progress.done == 8:
+            (run / ".maps.npz").mkdir()
+        elif progress.what == "judging":
+            (run / ".maps.npz").rmdir() if (run / ".maps.npz").exists() else None
+
+    with pytest.warns(UserWarning, match="heat maps of epoch 3"):
+        fit(data, **SMALL, output=run, watch=watch)
+    assert result(run) == result(tmp_path / "whole")
 
 
 @pytest.mark.slow

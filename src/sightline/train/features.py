@@ -46,6 +46,8 @@ def features(
     """
     width = network.width
     chunk = _CHUNK * batch_size
+    if file.is_symlink():  # its target would be overwritten
+        file.unlink()
     written = file.stat().st_size // (4 * width) if file.exists() else 0
     done = written if written == len(examples) else written - written % chunk
     if done and len(examples) - done == 1:  # which belongs into the batch before

@@ -175,6 +175,7 @@ def save(network: Network, file: Path, about: Mapping[str, Any]) -> None:
     }
     written = file.with_name(f".{file.name}")
     try:
+        written.unlink(missing_ok=True)  # a link in its place would have its target overwritten
         save_file(tensors, written, metadata)
         with open(written, "rb") as opened:
             os.fsync(opened.fileno())

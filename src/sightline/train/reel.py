@@ -114,11 +114,12 @@ class Reel:
         adapter = self._known()
         drawn = strip(self.shots, self.frames, adapter.labels, adapter.notes)
         return [
-            *([] if self.output is None else [partial(self._write, self.output, drawn)]),
+            *([] if self.output is None else [partial(self.write, self.output, drawn)]),
             *(partial(_tell, one, step, numbers(self.frames[-1]), drawn) for one in self.loggers),
         ]
 
-    def _write(self, folder: Path, drawn: Image.Image) -> None:
+    def write(self, folder: Path, drawn: Image.Image) -> None:
+        """The film so far, as numbers and as a picture."""
         save_maps(folder / "maps.npz", self.shots, self.frames)
         write_whole(folder / "film.png", png(drawn))
 

@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sightline.bundle import place
-from sightline.errors import NonFiniteError
+from sightline.errors import NonFiniteError, TrainingError
 from sightline.models.outputs import unwrap
 from sightline.models.weights import read_training
 from sightline.train.outcome import Epoch
@@ -34,13 +34,15 @@ class _Figures(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric(nan_strategy=math.nan)  # they stay; "disable" would leave out the weights
+        # By default NaN would be left out; torchmetrics' own weighted mean forgets the weights where it is not.
+        self.loss, self.weight = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")
         self.right = MulticlassAccuracy(classes, average="micro")
 
     def taken(self) -> tuple[float, float]:
         """Mean loss and accuracy since the last time that they were asked for."""
-        found = self.loss.compute().item(), self.right.compute().item()
+        found = (self.loss.compute() / self.weight.compute()).item(), self.right.compute().item()
         self.loss.reset()
+        self.weight.reset()
         self.right.reset()
         return found
 
@@ -106,10 +108,20 @@ class Task(LightningModule):
         self._seen(self.validating, *batch)
 
     def _seen(self, figures: _Figures, x: Tensor, labels: Tensor) -> Tensor:
-        logits = unwrap(self.learns(x)).to(self.weights.dtype)
+        try:
+            logits = unwrap(self.learns(x)).to(self.weights.dtype)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                f"batch norm can't learn from a batch of {len(x)} with pictures of this size; take a larger --batch-size or --size, "
+                "or --freeze trunk"
+            ) from error
         loss = F.cross_entropy(logits, labels, weight=self.weights)
         # The loss of a batch is divided by the weights of its classes; so is that of an epoch, however batches are made.
-        figures.loss.update(loss.detach(), self.weights[labels].sum())
+        weight = self.weights[labels].sum()
+        figures.loss.update(loss.detach() * weight)
+        figures.weight.update(weight)
         figures.right.update(logits.detach(), labels)
         return loss
 
@@ -149,10 +161,10 @@ class Keeper(Callback):
         self.checkpoint, self.patience = checkpoint, patience
         self.reel, self.keep, self.tell, self.step = reel, keep, tell, step
         self.history: list[Epoch] = []
-        self._began = 0.0
+        self.began = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, _task: LightningModule) -> None:
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self.step(0, trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: Trainer, _task: Any, _out: Any, _batch: Any, number: int) -> None:
@@ -169,7 +181,7 @@ class Keeper(Callback):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         seen = self.reel.add(number, number) if self.reel is not None else None
         border, moved = (math.nan, math.nan) if seen is None else (seen.border, seen.moved)
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self.began
         figures = {"train_loss": fitting[0], "train_accuracy": fitting[1]}
         figures |= {"val_loss": validating[0], "val_accuracy": validating[1]}
         self.history.append(
@@ -191,7 +203,14 @@ class Keeper(Callback):
         return {"history": [asdict(one) for one in self.history], "film": film}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = [Epoch(**one) for one in state["history"]]
+        history = [Epoch(**one) for one in state["history"]]
+        wrong = f"the training can't go on from {self.checkpoint}:"
+        numbers = [value for one in history for value in astuple(one)]
+        if [one.epoch for one in history] != list(range(1, len(history) + 1)) or not history:
+            raise TrainingError(f"{wrong} its epochs are not 1, 2, ... --force begins anew")
+        if not all(isinstance(value, int | float) for value in numbers):
+            raise TrainingError(f"{wrong} its figures are not numbers. --force begins anew")
+        self.history = history
         if self.reel is not None:
             self.reel.restore(state["film"])
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -22,7 +21,7 @@ import sightline
 from sightline._optional import require
 from sightline._quiet import quiet
 from sightline.engine.targets import probabilities
-from sightline.errors import NonFiniteError, OutputError, TrainingError
+from sightline.errors import NonFiniteError, OutputError, SightlineError, TrainingError
 from sightline.models.outputs import unwrap
 from sightline.models.twin import twin
 from sightline.models.weights import load_weights, read_stored, read_training
@@ -44,8 +43,14 @@ _OUTCOME = (
 )
 # What was trained before learns so much slower than what is new.
 _PRETRAINED, _NONE = 0.1, "random"
+_FASTEST = 1e30  # what torch can still multiply
 # So many validation pictures are filmed.
 _FILMED = 8
+# What of Lightning's trainer decides how much is trained and judged; that is for the epochs alone to say.
+_LENGTH = (
+    *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "fast_dev_run", "overfit_batches"),
+    *("limit_train_batches", "limit_val_batches", "check_val_every_n_epoch", "val_check_interval"),
+)
 Watch = Callable[["Progress"], None]
 
 
@@ -146,7 +151,7 @@ def fit(
         MissingExtraError: an optional package is missing; the message has the command that installs it.
     """
     require(["lightning", "torchmetrics", "tensorboard"], "train", "training")
-    _check(epochs, batch_size, learning_rate, patience)
+    _check(epochs, batch_size, learning_rate, patience, seed)
     root, folder, tell = Path(data), Path(output), watch or (lambda _: None)
     _check_place(root, folder, resume)
     found = read_folders(
@@ -175,11 +180,13 @@ def fit(
         tell(Progress("loading", 1, 1))
         run = _Run(folder, found, network, frozen, settings, loggers, tell)
         if not machine.is_global_zero:
-            _train(run, machine, resume)
+            _train(run, machine, resume, None)
             return None
-        with _opened(folder, settings | {"pictures": _fingerprint(found)}, resume, force):
-            keeper = _train(run, machine, resume)
-            return _finished(run, keeper.history, keeper.reel)
+        with (
+            _opened(folder, settings | {"pictures": _fingerprint(found)}, resume, force),
+            closing(_reel(run)) as reel,  # whatever happens: loggers hold files and threads
+        ):
+            return _finished(run, _train(run, machine, resume, reel), reel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +202,8 @@ class _Run:
     tell: Watch
 
 
-def _train(run: _Run, machine: Any, resume: bool) -> Any:
-    """The training itself; what has to be known of it afterwards is in what is returned."""
+def _train(run: _Run, machine: Any, resume: bool, reel: Reel | None) -> Sequence[Epoch]:
+    """The training itself, filmed by the first process; its epochs."""
     from sightline.train.task import Keeper, Task, best, ended
 
     network, settings, last = run.network, run.settings, run.folder / LAST
@@ -229,7 +236,6 @@ def _train(run: _Run, machine: Any, resume: bool) -> Any:
         None if not settings["mirrored"] else mirrored_features if once else mirrored_pictures,
         settings["seed"],
     )
-    reel = _reel(run) if machine.is_global_zero else None
     steps = settings["epochs"] * len(train)
     keeper = Keeper(
         last,
@@ -243,13 +249,16 @@ def _train(run: _Run, machine: Any, resume: bool) -> Any:
     )
     goes_on = resume and last.is_file()
     if goes_on:
-        keeper.load_state_dict(read_training(last)["callbacks"]["Keeper"])
+        state = read_training(last)
+        with _unfit(last):
+            keeper.load_state_dict(state["callbacks"]["Keeper"])
     if reel is not None:
         reel.begin(lambda: network.adapter, len(keeper.history), len(keeper.history))
     if not ended(keeper.history, settings["patience"]):
         machine.callbacks.append(keeper)
         try:
-            with _interruptible(), quiet():
+            # An error before the first step is one of what the checkpoint holds.
+            with _unfit(last, lambda: goes_on and not keeper.began), _interruptible(), quiet():
                 machine.fit(task, train, val, ckpt_path=last if goes_on else None)
         except NonFiniteError as error:
             kept = (
@@ -257,7 +266,23 @@ def _train(run: _Run, machine: Any, resume: bool) -> Any:
             )
             raise NonFiniteError(f"{error}; {kept}") from error
     network.module.cpu()
-    return keeper
+    return keeper.history
+
+
+@contextmanager
+def _unfit(checkpoint: Path, so_far: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """What a checkpoint of something else makes torch and Lightning raise is said of the checkpoint."""
+    try:
+        yield
+    except (SightlineError, OSError):
+        raise
+    except Exception as error:  # whatever somebody put there
+        if not so_far():
+            raise
+        why = " ".join(str(error).split()).rstrip(". ")
+        raise TrainingError(
+            f"the training can't go on from {checkpoint}: {type(error).__name__}: {why}. --force begins anew"
+        ) from error
 
 
 def _gathered(run: _Run) -> tuple[Gather, Gather]:
@@ -313,6 +338,8 @@ def _finished(run: _Run, history: Sequence[Epoch], reel: Reel) -> Trained:
     load_weights(module, read_stored(run.folder / MODEL).tensors, MODEL)
     found = _probabilities(run)
     told = said(folders)
+    film = strip(reel.shots, reel.frames, folders.classes)
+    reel.write(run.folder, film)  # once more, because what goes wrong with it after an epoch is only warned of
     write_outcome(
         run.folder,
         adapter=run.network.adapter,
@@ -320,12 +347,11 @@ def _finished(run: _Run, history: Sequence[Epoch], reel: Reel) -> Trained:
         history=history,
         best=kept,
         probabilities=found,
-        film=strip(reel.shots, reel.frames, folders.classes),
+        film=film,
         told=told,
         settings=run.settings,
         finished=True,
     )
-    reel.close()
     for name in _FEATURES:
         (run.folder / name).unlink(missing_ok=True)
     right = int((found.argmax(axis=1) == np.array([one.label for one in folders.val])).sum())
@@ -383,7 +409,7 @@ def _trainer(epochs: int, given: Mapping[str, Any]) -> Any:
         "use_distributed_sampler": False,
         "plugins": [WholeFiles()],
     }
-    taken = [name for name in given if name in ours or name in ("max_epochs", "callbacks")]
+    taken = [name for name in given if name in ours or name in ("callbacks", *_LENGTH)]
     if taken:
         raise TrainingError(f"{taken[0]} is settled by sightline and can't be given to Lightning's trainer")
     try:
@@ -417,11 +443,13 @@ def _fingerprint(found: Folders) -> str:
     return digest.hexdigest()
 
 
-def _check(epochs: int, batch_size: int, learning_rate: float, patience: int) -> None:
+def _check(epochs: int, batch_size: int, learning_rate: float, patience: int, seed: int) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise TrainingError(f"{name} is {value!r}; expected a whole number from 1")
-    if not (isinstance(learning_rate, int | float) and 0 < learning_rate < math.inf):
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise TrainingError(f"seed is {seed!r}; expected a whole number from 0 and below 2 ** 32")
+    if not (isinstance(learning_rate, int | float) and 0 < learning_rate < _FASTEST):
         raise TrainingError(f"learning_rate is {learning_rate!r}; expected a number above 0, such as 0.001")
 
 
@@ -429,6 +457,10 @@ def _check_place(root: Path, folder: Path, resume: bool) -> None:
     if folder.resolve().is_relative_to(root.resolve()):
         raise OutputError(
             f"{folder} lies inside the pictures of {root}, into which nothing is written; choose another place with -o"
+        )
+    if root.resolve().is_relative_to(folder.resolve()):
+        raise OutputError(
+            f"the pictures of {root} lie inside {folder}, in which files are replaced; choose another place with -o"
         )
     if resume and not (folder / "manifest.json").is_file():
         raise OutputError(f"there is no training to resume in {folder}; leave out --resume to begin one")

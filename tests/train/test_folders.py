@@ -90,7 +90,7 @@ def test_another_seed_splits_another_way_and_the_same_seed_the_same(data: Tree) 
     assert len({tuple(names(read_folders(root, seed=seed).val)) for seed in range(5)}) > 1
 
 
-def test_pictures_in_folders_below_a_class_count_and_hidden_files_and_other_endings_do_not(data: Tree) -> None:
+def test_pictures_in_folders_below_a_class_count_hidden_files_do_not_and_other_endings_are_said(data: Tree) -> None:
     root = data(train__cat=1, train__dog=1, val__cat=1, val__dog=1, train__cat__young__kittens=2, train__cat__old=1)
     picture(root / "train/cat/.thumb.png", "hidden")
     picture(root / "train/cat/.cache/a.png", "hidden too")
@@ -104,7 +104,8 @@ def test_pictures_in_folders_below_a_class_count_and_hidden_files_and_other_endi
         "train/cat/young/kittens/0.png",
         "train/cat/young/kittens/1.png",
     ]
-    assert found.broken == ()
+    assert found.broken == (("train/cat/notes.txt", "has the ending '.txt', which is no picture's here"),)
+    assert "1 file skipped: train/cat/notes.txt" in said(found)[1]
 
 
 def test_other_folders_beside_train_and_val_are_left_alone(data: Tree) -> None:
@@ -527,7 +528,7 @@ def test_what_is_skipped_left_out_contradicting_and_unbalanced_is_said(data: Tre
     empty = [f"train/cat/empty{number}.png is empty" for number in range(3)]
     assert said(read_folders(root)) == [
         "20 pictures for training, 4 for validation, 2 classes: cat (2), dog (18)",
-        f"4 pictures skipped: {', '.join(empty)}, ... (4)",
+        f"4 files skipped: {', '.join(empty)}, ... (4)",
         "1 picture of val left out of val, because training sees the same: val/cat/again.png is train/cat/1.png",
         "1 picture kept although also in another class, so that no answer is right: train/dog/0.png is train/cat/0.png",
         "dog has 9 times as many pictures as cat; the loss weighs classes by cat 5, dog 0.556",

@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -438,3 +439,11 @@ def test_all_cats_and_dogs_reach_ninety_seven_percent(shared_data: Path, tmp_pat
     found = fit(shared_data / "cats-vs-dogs", output=tmp_path / "run", loggers=[])
     assert isinstance(found, Trained)
     assert found.accuracy >= 0.97
+
+
+def test_two_at_once_in_one_process_come_out_as_each_alone(data: Path, tmp_path: Path) -> None:
+    fit(data, **SMALL, output=tmp_path / "alone")
+    with ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(fit, data, **SMALL, output=tmp_path / name) for name in ("a", "b")]:
+            one.result()
+    assert result(tmp_path / "a") == result(tmp_path / "b") == result(tmp_path / "alone")

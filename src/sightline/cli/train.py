@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as to_json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -76,7 +77,7 @@ def run(
     """Train a classifier on folders of pictures, and watch where it looks. Then: sightline explain PHOTO --model RUN"""
     given = dict(parsed_option(text, "--trainer") for text in trainer or [])
     try:
-        with _progress() as watch:
+        with _progress() as watch, _told():
             from sightline.train.training import fit
 
             found = fit(
@@ -134,6 +135,14 @@ def _unseen(data: Path) -> Path:
 def _rows(history: Sequence[Any]) -> list[dict[str, Any]]:
     """Epochs as plain values; JSON knows no NaN."""
     return [{name: value if value == value else None for name, value in asdict(one).items()} for one in history]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Warnings, such as of a map that could not be made, as lines for the person."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: tell(f"warning: {plain(message, 1000)}")
+        yield
 
 
 @contextmanager

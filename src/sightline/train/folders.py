@@ -174,7 +174,7 @@ def said(folders: Folders) -> list[str]:
         sentences.append(f"{percent(folders.val_share)} of each class is split off for validation")
     if folders.broken:
         sentences.append(
-            f"{_pictures(len(folders.broken))} skipped: {few([f'{name} {why}' for name, why in folders.broken])}"
+            f"{len(folders.broken):,} file{'' if len(folders.broken) == 1 else 's'} skipped: {few([f'{name} {why}' for name, why in folders.broken])}"
         )
     if folders.shared:
         pairs = [f"{name} is {other}" for name, other in folders.shared]
@@ -205,8 +205,8 @@ def _pictures(count: int) -> str:
 # ---------------------------------------------------------------------------------------------------- what is on the disk
 
 
-def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders in a folder and its pictures, by their names and in their order."""
+def _inside(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The folders in a folder, its pictures and other files, by their names and in their order; what is hidden is none of them."""
     try:
         with os.scandir(folder) as listed:
             entries = sorted((one for one in listed if not one.name.startswith(".")), key=lambda one: one.name)
@@ -215,29 +215,36 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
             f"{folder} can't be looked into: {error.strerror or error}. Make it readable, or take it out of the data"
         ) from error
     # A link that leads nowhere may have been a folder; it is told as broken rather than not at all.
-    folders, pictures = [], []
+    folders: list[Path] = []
+    pictures: list[Path] = []
+    others: list[Path] = []
     for one in entries:
         linked = one.is_symlink()
         if os.path.isdir(one) if linked else one.is_dir():
             folders.append(Path(one))
         elif Path(one).suffix.lower() in SUFFIXES or (linked and not os.path.exists(one)):
             pictures.append(Path(one))
-    return folders, pictures
+        else:
+            others.append(Path(one))
+    return folders, pictures, others
 
 
-def _below(folder: Path, above: Iterable[Path]) -> list[Path]:
-    """The pictures in a folder and all below it. A folder counts once, so that a link in a circle ends."""
+def _below(folder: Path, above: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The pictures and other files in a folder and all below it. A folder counts once, so that a link in a circle ends."""
     seen = {os.path.realpath(one) for one in above}
-    waiting, pictures = [folder], []
+    waiting = [folder]
+    pictures: list[Path] = []
+    others: list[Path] = []
     while waiting:
         here = waiting.pop()
         real = os.path.realpath(here)
         if real not in seen:
             seen.add(real)
-            folders, files = _inside(here)
+            folders, files, rest = _inside(here)
             pictures += files
+            others += rest
             waiting += reversed(folders)
-    return pictures
+    return pictures, others
 
 
 def _sides(root: Path) -> dict[str, Path]:
@@ -245,7 +252,7 @@ def _sides(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         what = "is a file, not a folder; unpack it first if it is an archive" if root.exists() else "does not exist"
         raise TrainingError(f"the folder of pictures {root} {what}. {_expected(root)}")
-    folders, _ = _inside(root)
+    folders, _, _ = _inside(root)
     names = [one.name for one in folders]
     if TRAIN in names and VAL in names:
         return {side: root / side for side in (TRAIN, VAL)}
@@ -260,7 +267,7 @@ def _sides(root: Path) -> dict[str, Path]:
 
 
 def _holds_only_folders(folder: Path) -> bool:
-    folders, pictures = _inside(folder)
+    folders, pictures, _ = _inside(folder)
     return bool(folders) and not pictures
 
 
@@ -272,7 +279,7 @@ def _classes(root: Path, sides: dict[str, Path]) -> tuple[str, ...]:
     """The names of the folders, which must be the same on both sides."""
     named: dict[str, list[str]] = {}
     for side, folder in sides.items():
-        folders, pictures = _inside(folder)
+        folders, pictures, _ = _inside(folder)
         for one in folders:
             _check_name(one)
         if not folders:
@@ -318,7 +325,10 @@ def _files(
     for folder in sides.values():
         loose += [(_name(root, one), _why_loose(one)) for one in _inside(folder)[1]]
         for label, name in enumerate(classes):
-            pictures = _below(folder / name, above=(root, folder))
+            pictures, others = _below(folder / name, above=(root, folder))
+            loose += [
+                (_name(root, one), f"has the ending {one.suffix[:20]!r}, which is no picture's here") for one in others
+            ]
             if not pictures:
                 raise TrainingError(
                     f"class {name!r} has no picture in {folder}; expected files that end in {', '.join(sorted(SUFFIXES))}. "

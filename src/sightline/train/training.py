@@ -52,6 +52,8 @@ _LENGTH = (
     *("limit_train_batches", "limit_val_batches", "check_val_every_n_epoch", "val_check_interval"),
 )
 Watch = Callable[["Progress"], None]
+# Torch's random numbers are those of the whole process, and two trainings would draw each other's.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def fit(
         root, val_share=val_share, seed=seed, watch=lambda done, of: tell(Progress("reading", done, of))
     )
     tell(Progress("loading", 0, 1))
-    with undisturbed():
+    with _ONE_AT_A_TIME, undisturbed():
         network = with_new_head(
             model, found.classes, weights=weights, random_weights=random_weights, size=size, seed=seed
         )
@@ -175,6 +177,7 @@ def fit(
             "mirrored": flip if flip is not None else freeze != "trunk",
             "patience": patience,
             "seed": seed,
+            "trainer": ", ".join(f"{name}={value}" for name, value in (trainer or {}).items()) or "as usual",
         }
         machine = _trainer(epochs, trainer or {})
         tell(Progress("loading", 1, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,16 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_it_says_what_came_of_it_and_what_to_type_next(cli: Run, data: Path) -> None:
-    found = cli("train", data, *SMALL, "-o", "run")
+    found = cli("train", data, *SMALL, "-o", "my run")
     assert found.code == 0, found.err
-    assert "1 file skipped: red one/broken.png" in found.out
+    assert "1 file skipped: red one/broken.png" in found.err
     assert "unseen pictures right" in found.out
     assert found.err.count("epoch ") == 2
     command = next(line for line in found.out.splitlines() if line.startswith("try it: sightline "))
-    again = cli(*command.removeprefix("try it: sightline ").split())
+    again = cli(*shlex.split(command.removeprefix("try it: sightline ")))
     assert again.code == 0, again.err
     assert "folder says:" in again.out
-    assert cli("layers", "run").code == 0
+    assert cli("layers", "my run").code == 0
 
 
 def test_json_holds_the_same_for_programs(cli: Run, data: Path) -> None:

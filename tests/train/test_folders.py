@@ -515,7 +515,7 @@ def test_a_split_is_said(data: Tree) -> None:
     sentences = said(read_folders(data(a=4, b=4, c=4, d=4), val_share=0.25))
     assert sentences == [
         "12 pictures for training, 4 for validation, 4 classes: a (3), b (3), c (3), ... (4)",
-        "25 % of each class is split off for validation",
+        "about 25 % of each class, at least one picture, is split off for validation",
     ]
 
 

@@ -447,3 +447,39 @@ def test_two_at_once_in_one_process_come_out_as_each_alone(data: Path, tmp_path:
         for one in [pool.submit(fit, data, **SMALL, output=tmp_path / name) for name in ("a", "b")]:
             one.result()
     assert result(tmp_path / "a") == result(tmp_path / "b") == result(tmp_path / "alone")
+
+
+def test_a_run_is_not_written_over_the_model_that_it_begins_with(data: Path, tmp_path: Path) -> None:
+    fit(data, **SMALL, output=tmp_path / "run")
+    before = result(tmp_path / "run")
+    with pytest.raises(OutputError, match="begun with"):
+        fit(
+            data,
+            **{**SMALL, "model": str(tmp_path / "run"), "random_weights": False},
+            output=tmp_path / "run",
+            force=True,
+        )
+    assert result(tmp_path / "run") == before
+
+
+def test_a_training_that_is_told_to_end_says_so_and_fails(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sightline", "train", str(data), "--model", "timm:resnet10t", "--random-weights"]
+    command += ["--size", "64", "--epochs", "200", "--patience", "200", "--freeze", "none", "-o", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "epoch 1" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, "")
+    assert "--resume goes on" in err
+    assert "Traceback" not in err
+
+
+def test_a_grid_too_coarse_for_a_border_has_no_share_of_it(data: Path, tmp_path: Path) -> None:
+    found = fit(data, **{**SMALL, "epochs": 1}, output=tmp_path / "run")
+    assert isinstance(found, Trained)
+    with np.load(tmp_path / "run" / "maps.npz", allow_pickle=False) as film:
+        assert film["maps"].shape[2:] == (2, 2)
+    assert np.isnan(found.history[0].border)
+    assert not np.isnan(found.history[0].moved)

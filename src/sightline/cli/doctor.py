@@ -39,6 +39,7 @@ def run(model: Chosen) -> None:
     extras = {
         "app": "gradio",
         "evaluate": "pyarrow",
+        "train": "lightning",
         "transformers": "transformers",
         "keras": "keras",
         "onnx": "onnxruntime",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as to_json
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def run(
         typer.Option(
             "--freeze",
             metavar="trunk|none|N",
-            help="What does not learn: all but the new head, nothing, or the first N of: sightline layers.",
+            help="What does not learn: all but the new head, nothing, or the first N layers; 1000 lists them.",
         ),
     ] = "trunk",
     lr: Annotated[
@@ -100,23 +101,25 @@ def run(
                 force=force,
                 watch=watch,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
         begun = (output / "manifest.json").is_file()
         kept = f"what is done is kept in {plain(output)}: the same command with --resume goes on from there"
         tell(f"stopped; {kept if begun else 'nothing was trained yet'}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 130) from None
     if found is None:  # another process tells the outcome
         return
     if json:
         record = {"folder": str(found.folder), "classes": found.classes, "best": found.best, "accuracy": found.accuracy}
         say(to_json.dumps(record | {"headline": found.headline, "told": found.told, "history": _rows(found.history)}))
         return
-    for sentence in found.told:
-        say(plain(sentence, 1000))
+    if len(found.history) < epochs:
+        say(f"ended after epoch {len(found.history)}: no smaller validation loss since epoch {found.best}")
     say(plain(found.headline, 1000))
     say()
     say(f"everything on one page: {plain(output / 'index.html')}")
-    say(f"try it: sightline explain --random-from {plain(_unseen(data))} --model {plain(output)}")
+    say(
+        f"try it: {plain(shlex.join(['sightline', 'explain', '--random-from', str(_unseen(data)), '--model', str(output)]), 2000)}"
+    )
 
 
 def _freeze(text: str) -> Any:
@@ -155,23 +158,24 @@ def _progress() -> Iterator[Watch]:
     console = Console(stderr=True)
     said: set[str] = set()
 
-    def line(progress: Progress) -> str | None:
+    def lines(progress: Progress) -> list[str]:
+        found = [plain(sentence, 1000) for sentence in progress.told]
         one = progress.epoch
         if one is not None:
             border = "" if one.border != one.border else f", {one.border:.0%} of the heat on the border"
-            return (
-                f"epoch {one.epoch}: training {one.train_accuracy:.1%} (loss {one.train_loss:.3f}), "
-                f"validation {one.val_accuracy:.1%} (loss {one.val_loss:.3f}){border}"
+            found.append(
+                f"epoch {one.epoch}: training {one.train_accuracy:.1%} (loss {one.train_loss:.3g}), "
+                f"validation {one.val_accuracy:.1%} (loss {one.val_loss:.3g}){border}"
             )
         if progress.what not in said and not console.is_terminal:
             said.add(progress.what)
-            return _STAGES[progress.what]
-        return None
+            found.append(_STAGES[progress.what])
+        return found
 
     if not console.is_terminal:
 
         def log(progress: Progress) -> None:
-            if (text := line(progress)) is not None:
+            for text in lines(progress):
                 tell(text)
 
         yield log
@@ -186,7 +190,7 @@ def _progress() -> Iterator[Watch]:
             if progress.what not in tasks:
                 tasks[progress.what] = bar.add_task(_STAGES[progress.what], total=progress.of, shown="")
             bar.update(tasks[progress.what], completed=progress.done, total=progress.of)
-            if (text := line(progress)) is not None:
+            for text in lines(progress):
                 bar.console.print(text, markup=False, highlight=False)
 
         yield show

@@ -35,6 +35,7 @@ EVEN_BORDER = 1 - (1 - 2 * _BORDER) ** 2
 """The border's share of the heat of a map that is the same everywhere: 0.4375."""
 _AT_ONCE = 16  # pictures in one forward
 _MOST_FRAMES, _MOST_SHOTS, _MOST_CLASSES = 10, 8, 4
+_COARSEST = 3  # cells of a side of the grid, for a share of the border
 _TILE = 150  # pixels; eleven of them stand beside each other on a screen
 
 
@@ -161,7 +162,7 @@ def frame(
         grids,
         predicted,
         said[np.arange(len(said)), own],
-        _mean(border_share(grids)),
+        _border(grids),
         math.nan if before is None else _mean(moved(before.maps, grids)),
     )
 
@@ -182,6 +183,11 @@ def border_share(maps: Array) -> Array:
     h, w = heat.shape[1:]
     inside = np.einsum("nhw,h,w->n", heat, _inside(h), _inside(w))
     return np.asarray(np.clip(1 - inside, 0, 1))
+
+
+def _border(maps: Array) -> float:
+    """The mean share; nan also where the grid is too coarse for one, because then every cell lies as much in the border."""
+    return _mean(border_share(maps)) if min(maps.shape[1:]) >= _COARSEST else math.nan
 
 
 def _inside(cells: int) -> Array:
@@ -269,6 +275,9 @@ def laid_out(
         captions.append("Where no class was given, the map is of the class that the model predicts in that frame.")
     if any(not one.maps[at].any() for one in frames for at in range(len(shots))):
         captions.append("Empty: nothing that the layer saw raised the class's score; the means leave such maps out.")
+    if min(frames[0].maps.shape[1:]) < _COARSEST:
+        size = " x ".join(map(str, frames[0].maps.shape[1:]))
+        captions.append(f"The maps' grid of {size} is too coarse for a share of the border: take larger pictures.")
     if left:
         captions.append(f"Not drawn: epoch{'s' if len(left) > 1 else ''} {', '.join(left)}.")
     if len(shots) > _MOST_SHOTS:
@@ -294,10 +303,10 @@ def _row(
     for number in drawn:
         one = frames[number]
         raw = one.maps[at]
-        border = border_share(one.maps[at : at + 1])[0]
+        border = _border(one.maps[at : at + 1])
         since = moved(frames[number - 1].maps[at : at + 1], raw[None])[0] if number else math.nan
         seen = overlay(photo, view.place(raw), float(raw.max()))
-        tiles.append(Tile(seen, f"epoch {one.epoch}: {_says(shot, one, at, labels)}", _figures(border, since)))
+        tiles.append(Tile(seen, f"epoch {one.epoch}: {_says(shot, one, at, labels)}", _figures(raw, border, since)))
     return tiles
 
 
@@ -313,10 +322,11 @@ def _label(index: int, labels: Sequence[str] | None) -> str:
     return unicode_text(labels[index][:40]) if labels and 0 <= index < len(labels) else f"class {index}"
 
 
-def _figures(border: float, since: float) -> str:
-    if math.isnan(border):
+def _figures(maps: Array, border: float, since: float) -> str:
+    if not (maps > 0).any():
         return "empty: no heat"
-    return f"border {_percent(border)}" + ("" if math.isnan(since) else f", moved {_percent(since)}")
+    known = [(name, share) for name, share in (("border", border), ("moved", since)) if not math.isnan(share)]
+    return ", ".join(f"{name} {_percent(share)}" for name, share in known)
 
 
 def _percent(share: float) -> str:
@@ -339,7 +349,7 @@ def _means(name: str, at: Sequence[int], frames: Sequence[Frame], drawn: Sequenc
     tiles = [Tile(blank, name, f"line: even map, {_percent(EVEN_BORDER)}")]
     for number in drawn:
         one = frames[number]
-        border = _mean(border_share(one.maps[at]))
+        border = _border(one.maps[at])
         since = _mean(moved(frames[number - 1].maps[at], one.maps[at])) if number else math.nan
         bar = Image.new("RGB", (_TILE, 14), (232, 232, 232))
         pen = ImageDraw.Draw(bar)
@@ -347,7 +357,7 @@ def _means(name: str, at: Sequence[int], frames: Sequence[Frame], drawn: Sequenc
             pen.rectangle((0, 0, round(border * _TILE) - 1, 13), fill=(120, 120, 120))
         even = round(EVEN_BORDER * _TILE)
         pen.line((even, 0, even, 13), fill=(0, 0, 0), width=2)
-        tiles.append(Tile(bar, f"epoch {one.epoch}", _figures(border, since)))
+        tiles.append(Tile(bar, f"epoch {one.epoch}", _figures(one.maps[at], border, since)))
     return tiles
 
 

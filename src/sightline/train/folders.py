@@ -171,7 +171,9 @@ def said(folders: Folders) -> list[str]:
         f"{len(folders.classes):,} classes: {few(each)}"
     ]
     if folders.val_share is not None:
-        sentences.append(f"{percent(folders.val_share)} of each class is split off for validation")
+        sentences.append(
+            f"about {percent(folders.val_share)} of each class, at least one picture, is split off for validation"
+        )
     if folders.broken:
         sentences.append(
             f"{len(folders.broken):,} file{'' if len(folders.broken) == 1 else 's'} skipped: {few([f'{name} {why}' for name, why in folders.broken])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import signal
 import threading
@@ -65,12 +66,14 @@ class Progress:
         done: of `of`, in pictures or steps.
         of: how many there are in all.
         epoch: the epoch that has just ended, or None.
+        told: what is to be known of the pictures, once they are read.
     """
 
     what: str
     done: int
     of: int
     epoch: Epoch | None = None
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +131,7 @@ def fit(
         batch_size: pictures in one step.
         size: of the pictures in pixels; the model's own when left out.
         freeze: what does not learn: "trunk" (only the new head learns, from features that are computed once), "none", or so
-            many of the layers that `sightline layers` lists.
+            many of the first layers.
         learning_rate: of the head; what was trained before gets a tenth. It falls along a cosine.
         flip: half of the pictures are mirrored; when left out, where the trunk learns.
         patience: so many epochs without a smaller validation loss end the training.
@@ -156,10 +159,14 @@ def fit(
     _check(epochs, batch_size, learning_rate, patience, seed)
     root, folder, tell = Path(data), Path(output), watch or (lambda _: None)
     _check_place(root, folder, resume)
+    if os.path.exists(model) and folder.exists() and Path(model).resolve().is_relative_to(folder.resolve()):
+        raise OutputError(
+            f"{model} is the model that is begun with, and lies in {folder}; choose another place with -o"
+        )
     found = read_folders(
         root, val_share=val_share, seed=seed, watch=lambda done, of: tell(Progress("reading", done, of))
     )
-    tell(Progress("loading", 0, 1))
+    tell(Progress("loading", 0, 1, told=tuple(said(found))))
     with _ONE_AT_A_TIME, undisturbed():
         network = with_new_head(
             model, found.classes, weights=weights, random_weights=random_weights, size=size, seed=seed
@@ -479,7 +486,8 @@ def _interruptible() -> Iterator[None]:
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
-        raise
+        # Lightning takes SIGTERM for a success.
+        raise SystemExit(128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code) from None
     finally:
         if main:
             signal.signal(signal.SIGINT, before)

@@ -405,7 +405,7 @@ def test_a_value_that_the_option_cannot_have_is_refused(value: str, cli: Run, ph
 
 
 @pytest.mark.parametrize(
-    "arguments", [["explain"], ["explain", "x.jpg", "--nonsense"], ["explode"], ["explain", "x.jpg", "--top", "0"]]
+    "arguments", [["compare"], ["explain", "x.jpg", "--nonsense"], ["explode"], ["explain", "x.jpg", "--top", "0"]]
 )
 def test_wrong_usage_ends_with_2_and_a_hint(arguments: list[str], cli: Run) -> None:
     result = cli(*arguments)

@@ -86,7 +86,7 @@ def whole(data: Path, folder: Path) -> list[str]:
     return [
         f"`sightline train DATA`, with the defaults, on photographs of cats and dogs: {trained.told[0]}.",
         "",
-        f"**{trained.headline}.** With {os.cpu_count()} cores ({processor()}), one thread, and other work on the same machine it took "
+        f"**{trained.headline}.** On {os.cpu_count()} cores ({processor()}) it took "
         f"{seconds - film.seconds:.0f} s. In the film of eight pictures of `val` {percent(first.moved)} of the heat moved in the first epoch, "
         f"{percent(second.moved)} in the second and {percent(last.moved)} in the last; then {percent(last.border)} of it lay at the border.",
     ]

@@ -18,7 +18,7 @@ app: $(VENV)/.app ## the web app: make app, then open the address it prints
 	$(BIN)/sightline app
 test: $(VENV)/.dev $(VENV)/.browser ## the tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
-test-slow: $(VENV)/.dev ## the rest: every family of models, kills, long runs
+test-slow: $(VENV)/.dev $(VENV)/.browser ## the rest: every family of models, kills, long runs
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .

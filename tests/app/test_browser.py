@@ -22,6 +22,8 @@ from sightline.models.view import View
 from sightline.render.overlay import overlay
 from sightline.render.viewer import fragment
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(__file__).parents[2] / "src" / "sightline" / "data" / "demo"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

@@ -348,6 +348,7 @@ def assert_same_map(adapter: Adapter, original: nn.Module, x: Tensor, method: st
     assert rounding < 0.05, "this model says nothing about folding"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDED)
 def test_folding_and_channels_last_change_neither_logits_nor_any_map(name: str) -> None:
     adapter, original, x = pair(name)

@@ -98,6 +98,7 @@ def test_what_can_not_be_planted_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------------------- networks
 
 
+@pytest.mark.slow
 @EACH_SEED
 def test_the_planted_network_goes_by_the_mark_and_the_control_does_not(seed: int) -> None:
     planted, control = trained("planted", seed), trained("control", seed)
@@ -119,6 +120,7 @@ def test_the_planted_network_goes_by_the_mark_and_the_control_does_not(seed: int
     assert control.flip_rate <= 0.05
 
 
+@pytest.mark.slow
 @EACH_SEED
 @EACH_METHOD
 def test_the_peak_lies_in_the_mark_where_it_decides_and_nearly_never_where_it_does_not(seed: int, method: str) -> None:
@@ -136,6 +138,7 @@ def test_the_peak_lies_in_the_mark_where_it_decides_and_nearly_never_where_it_do
     assert rates["control"] <= 0.10
 
 
+@pytest.mark.slow
 @EACH_SEED
 @EACH_METHOD
 def test_asked_for_the_objects_class_the_same_pictures_maps_lie_on_the_object(seed: int, method: str) -> None:
@@ -268,6 +271,7 @@ def test_a_map_without_one_peak_misses_unless_all_its_peaks_lie_in_the_mask() ->
 # ----------------------------------------------------------------------------------------------------------- the page
 
 
+@pytest.mark.slow
 @EACH_SEED
 @pytest.mark.parametrize("kind", ["planted", "control"])
 def test_the_page_has_the_figures_that_are_measured(kind: Kind, seed: int) -> None:

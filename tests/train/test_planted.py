@@ -23,6 +23,8 @@ from sightline.engine.targets import probabilities
 from sightline.models.outputs import unwrap
 from sightline.train import Trained, border_share, fit
 
+pytestmark = pytest.mark.slow
+
 CUP = Path(sightline.__file__).parent / "data" / "demo" / "coffee.jpg"
 CLASSES = ("cat", "dog")
 # The bundled model cuts 16 pixels off each side of such a picture; the mark lies inside of that.

@@ -251,6 +251,7 @@ def test_a_run_is_never_mixed_with_another_one_or_with_the_pictures(data: Path, 
     assert [one.name for one in foreign.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_the_last_good_model_and_the_training_goes_on_later(
     data: Path, tmp_path: Path
 ) -> None:

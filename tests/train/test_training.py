@@ -271,7 +271,11 @@ except OutputError as error:
     print(error)
     sys.exit(7)
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
+    # The same to the bit it is with the same number of threads.
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120, env=threads
+    )
     assert done.returncode == 7, done.stderr
     assert "can't be written" in done.stdout
     left = [one.name for one in (tmp_path / "run").iterdir() if one.name.startswith(".")]

@@ -486,8 +486,9 @@ def _interruptible() -> Iterator[None]:
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
-        # Lightning takes SIGTERM for a success.
-        raise SystemExit(128 + signal.SIGTERM if type(end).__name__ == "SIGTERMException" else end.code) from None
+        if type(end).__name__ == "SIGTERMException":  # Lightning takes it for a success
+            end.code = 128 + signal.SIGTERM
+        raise
     finally:
         if main:
             signal.signal(signal.SIGINT, before)

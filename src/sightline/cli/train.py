@@ -118,7 +118,7 @@ def run(
     say()
     say(f"everything on one page: {plain(output / 'index.html')}")
     say(
-        f"try it: {plain(shlex.join(['sightline', 'explain', '--random-from', str(_unseen(data)), '--model', str(output)]), 2000)}"
+        f"try it: {plain(shlex.join(['sightline', 'explain', '--random-from', str(_to_try(data)), '--model', str(output)]), 2000)}"
     )
 
 
@@ -131,7 +131,7 @@ def _freeze(text: str) -> Any:
         raise TrainingError(f"--freeze {text!r}; expected trunk, none, or a number of layers") from None
 
 
-def _unseen(data: Path) -> Path:
+def _to_try(data: Path) -> Path:
     return data / "val" if (data / "val").is_dir() else data
 
 

@@ -247,14 +247,19 @@ def _train(run: _Run, machine: Any, resume: bool, reel: Reel | None) -> Sequence
         settings["seed"],
     )
     steps = settings["epochs"] * len(train)
+
+    def told(epoch: Epoch) -> None:
+        if reel is not None:  # which logs its own shares itself
+            shares = ("epoch", "border", "moved")
+            reel.log(epoch.epoch, {name: value for name, value in asdict(epoch).items() if name not in shares})
+        run.tell(Progress("training", epoch.epoch * len(train), steps, epoch))
+
     keeper = Keeper(
         last,
         settings["patience"],
         reel,
         keep=lambda epoch: save(network, run.folder / MODEL, _about(epoch)),
-        tell=lambda epoch: _log(
-            reel, epoch, lambda: run.tell(Progress("training", epoch.epoch * len(train), steps, epoch))
-        ),
+        tell=told,
         step=lambda number, epoch: run.tell(Progress("training", epoch * len(train) + number, steps)),
     )
     goes_on = resume and last.is_file()
@@ -330,13 +335,6 @@ def _reel(run: _Run) -> Reel:
     chosen = sorted(turns[:_FILMED], key=lambda one: (one.label, one.name))
     pictures, names = [(one.path, one.label) for one in chosen], [one.name for one in chosen]
     return Reel(pictures, "grad-cam", None, run.folder, loggers, 1, names)
-
-
-def _log(reel: Reel | None, epoch: Epoch, then: Callable[[], None]) -> None:
-    values = {name: value for name, value in asdict(epoch).items() if name not in ("epoch", "border", "moved")}
-    if reel is not None:
-        reel.log(epoch.epoch, values)
-    then()
 
 
 def _finished(run: _Run, history: Sequence[Epoch], reel: Reel) -> Trained:

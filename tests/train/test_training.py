@@ -113,8 +113,17 @@ def test_a_training_that_was_stopped_anywhere_goes_on_to_the_same_bits(
         with pytest.raises(Stop):
             fit(data, **settings, output=again, watch=stopping(at), resume=(again / "manifest.json").exists())
         stops += 1
-    fit(data, **settings, output=again, resume=True)
+    steps: list[int] = []
+    fit(
+        data,
+        **settings,
+        output=again,
+        resume=True,
+        watch=lambda one: steps.append(one.done) if one.what == "training" else None,
+    )
     assert stops == 3
+    if frozen["freeze"] != "trunk":  # of which half of the steps are the features
+        assert min(steps) > 0, "what was done before is done again"
     assert result(again) == expected
     fit(data, **settings, output=again, resume=True)
     assert result(again) == expected, "what is over is not left as it was"

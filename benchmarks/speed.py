@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixels import speed_of_pixels
+from runs import speed_of_runs
 from training import speed_of_training
 
 MODELS = {
@@ -729,12 +731,16 @@ def main() -> None:
             + speed_of_loaded(rounds, "cpu")
         ),
         "Methods that ask again": lambda: speed_of_asking_again(rounds, "cpu") + "\n" + speed_of_score_cam(3, "cpu"),
+        "Gradients of pixels and black boxes": lambda: "\n".join(
+            table(*one) for one in speed_of_pixels(ratios, min(5, rounds))
+        ),
         "Vision transformers": lambda: (
             speed_of_transformers(rounds, "cpu") + "\n" + memory(vit, "timm's ViT-B/16, batch 8")
         ),
         "Sources": lambda: speed_of_sources(rounds),
         "Metrics": lambda: speed_of_metrics(rounds),
         "Training": lambda: "\n".join(table(*one) for one in speed_of_training(min(3, rounds))),
+        "Data sets": lambda: "\n".join(table(*one) for one in speed_of_runs(min(3, rounds))),
         "Memory": lambda: memory(peers, "resnet50, batch 32"),
         "Start": start_up,
     }

@@ -20,8 +20,12 @@ COST = {
     "attention": "one forward of its own, without a graph",
     "attention-gradients": "one forward of its own, and one backward through all blocks",
     "block-gradients": "one forward of its own, and one backward through every block for itself",
+    "pixels": "one forward and one backward through the whole network",
+    "guided-pixels": "one forward of its own and one backward through the whole network, with another rule for its ReLUs",
+    "deconvnet-pixels": "one forward of its own and one backward through the whole network, with another rule for its ReLUs",
     "head": "one forward, and the part of the network behind the layer again",
     "input": "many forwards: the whole network again for every question",
+    "input-gradients": "as many forwards and backwards through the whole network as it has steps or samples; deep-lift one, of two pictures",
     "model": "a few forwards and backwards through the whole network",
     "scores": "many forwards, and nothing but their scores: works for any model, also for one that can't be looked into",
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import hashlib
+import os
 import random
 import socket
 import threading
@@ -28,6 +30,8 @@ CLASSES = 5
 
 # On tensors this small a second thread costs more than it gives: eight times, on a busy machine of two cores.
 torch.set_num_threads(1)
+# The processes that tests start, too: beside a second worker, the threads of one wait in a loop for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 # ------------------------------------------------------------------------------------------------------------- fixtures
@@ -49,6 +53,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, guarded(name))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_given_back() -> Iterator[None]:
+    """Weights of one file's models leave holes that glibc would keep: several GB after all files."""
+    yield
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 @pytest.fixture(scope="session")
@@ -321,6 +335,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "tokens": Tokens,
     "channels last": ChannelsLast,
 }
+
+
+def cheap(method: str) -> dict[str, Any]:
+    """Options with which a method asks as little as it can, where what it computes is not the point."""
+    import sightline
+
+    few = {"samples": 16, "steps": 2, "segments": 4}
+    return {name: value for name, value in few.items() if name in sightline.list_methods()[method].options}
 
 
 def seeded(build: Callable[[], nn.Module], seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:

@@ -107,7 +107,7 @@ def test_a_constant_positive_map_is_drawn_at_full_strength() -> None:
     assert pixels(one.overlay()).mean() > 150
 
 
-@pytest.mark.parametrize("style", ["heat", "grey-photo", "contours", "spotlight", "flat"])
+@pytest.mark.parametrize("style", ["heat", "grey-photo", "contours", "spotlight", "flat", "faded"])
 @pytest.mark.parametrize("signed", [False, True])
 def test_every_style_of_overlay_and_panel_is_rgb_and_the_overlay_of_the_photographs_size(
     style: str, signed: bool
@@ -227,6 +227,181 @@ def test_nothing_to_draw_or_save_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no map to save"):
         save([], tmp_path / "out")
     assert not listing(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- maps of pixels and pieces
+
+
+def of_pixels(clip: float = 1.0, **changes: Any) -> Heatmap:
+    """A signed map with a value for each of 60 x 60 pixels, in the middle of the photograph."""
+    raw = np.random.default_rng(3).normal(size=(60, 60)).astype(np.float32)
+    given = {"signed": True, "method": "integrated-gradients", "layer": "input"} | changes
+    return heatmap(raw, scale=float(np.quantile(np.abs(raw), clip, method="higher")), **given)
+
+
+def of_pieces(**changes: Any) -> Heatmap:
+    """Four squares with the values 2, -1, 0.5 and 0, as LIME gives them."""
+    coefficients = np.array([2.0, -1.0, 0.5, 0.0])
+    segments = np.repeat(np.repeat(np.arange(4).reshape(2, 2), 30, axis=0), 30, axis=1)
+    details = {"segments": segments, "coefficients": coefficients}
+    given = {"signed": True, "method": "lime", "layer": "input", "details": details} | changes
+    return heatmap(coefficients[segments], **given)
+
+
+def of_masks(**changes: Any) -> Heatmap:
+    """What RISE gives."""
+    raw = np.linspace(-1, 1, 3600, dtype=np.float32).reshape(60, 60)
+    details = {
+        "standard error": np.full((60, 60), 0.25, np.float32),
+        "mean score": 3.5,
+        "convergence": {"masks": [10, 20, 40], "agreement": [float("nan"), 0.4, 0.75]},
+    }
+    return heatmap(raw, **({"signed": True, "method": "rise", "layer": "input", "details": details} | changes))
+
+
+def test_where_the_colours_end_stands_in_caption_key_and_manifest(drawn: list[dict[str, Any]], tmp_path: Path) -> None:
+    one = of_pixels(clip=0.99)
+    strongest = float(one.raw.flat[np.abs(one.raw).argmax()])
+    says = f"colours end at the 99th percentile; the strongest is {strongest:.3g}"
+    assert one.clip() == says
+    assert one.caption().endswith(f"highest raw value {one.raw.max():.3g}; {says}")
+    manifest = json.loads((one.save(tmp_path / "out") / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["maps"][0]["clip"] == says
+    assert manifest["maps"][0]["scale"] == pytest.approx(one.scale)
+    (key,) = drawn[0]["keys"]
+    assert (key.low, key.high) == (-one.scale, one.scale)
+    assert says in key.label
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "map.npy"), one.raw)
+
+
+@pytest.mark.parametrize(("stronger", "percentile"), [(502, "99th"), (1, "99.9th"), (2509, "95th"), (150, "99.7th")])
+def test_the_percentile_is_counted_and_never_called_the_hundredth(stronger: int, percentile: str) -> None:
+    raw = np.arange(50176, dtype=np.float32).reshape(224, 224)
+    one = heatmap(raw, scale=50175.0 - stronger, photo=photograph((224, 224)), whole=True)
+    assert f"colours end at the {percentile} percentile" in one.clip()
+
+
+def test_colours_that_reach_the_strongest_value_are_not_said_to_end_before(tmp_path: Path) -> None:
+    one = of_pixels()
+    assert one.clip() == ""
+    assert "colours end" not in one.caption()
+    assert (
+        "clip" not in json.loads((one.save(tmp_path / "out") / "manifest.json").read_text(encoding="utf-8"))["maps"][0]
+    )
+
+
+def test_a_map_of_pixels_is_called_that_and_upsampled_only_where_the_photograph_is_larger() -> None:
+    one = of_pixels()
+    assert "(one value a pixel of the model's 60x60 input)" in one.caption()
+    larger = dataclasses.replace(one.view, resized=(45, 30), offset=(0, 0), input=(60, 60))
+    assert "60x60 input, upsampled)" in dataclasses.replace(one, view=larger).caption()
+    assert "4x5 grid, upsampled" in heatmap().caption()
+    assert "4 superpixels of the model's 60x60 input" in of_pieces().caption()
+
+
+@pytest.mark.parametrize(
+    ("one", "style"),
+    [(heatmap(), "heat"), (of_pixels(), "faded"), (of_masks(), "faded"), (of_pieces(), "superpixels")],
+)
+def test_each_kind_of_map_has_its_style_when_none_is_named(one: Heatmap, style: str) -> None:
+    assert one.style == style
+    assert one.overlay().tobytes() == one.overlay(style).tobytes()
+    assert one.panel().tobytes() == one.panel(style).tobytes()
+    assert one.overlay().tobytes() != one.overlay("flat").tobytes()
+
+
+def test_units_say_what_one_value_is_of(drawn: list[dict[str, Any]]) -> None:
+    maps = {
+        "per cell": heatmap(),
+        "per pixel": of_pixels(),
+        "per superpixel": of_pieces(),
+        "per square covered": heatmap(method="occlusion", layer="input", signed=True),
+        "above its mean when the pixel is kept": of_masks(),
+        "own unit of saliency": of_pixels(method="saliency", unit="own"),
+    }
+    for one in maps.values():
+        one.panel()
+    assert [part for part, said in zip(maps, drawn, strict=True) if part not in said["keys"][0].label] == []
+
+
+def test_at_the_input_each_method_has_a_scale_of_its_own_and_its_targets_share_it(drawn: list[dict[str, Any]]) -> None:
+    maps = [
+        of_pixels(clip=0.99),
+        heatmap(np.full((3, 3), 50.0), method="occlusion", layer="input", signed=True),
+        of_pieces(),
+        dataclasses.replace(of_pieces(), scale=7.0, label="tabby", index=1),
+    ]
+    assert [one.scale for one in share_scale(maps)] == [maps[0].scale, 50, 7, 7]
+    side_by_side(maps)
+    assert "at the input those of one method" in " ".join(drawn[0]["captions"])
+    notes = [tile.note for row in drawn[0]["rows"] for tile in row]
+    assert sum(f"colours end at {maps[0].scale:.3g}" in note for note in notes) == 1
+
+
+def test_superpixels_of_a_method_without_some_are_refused_and_it_is_said_which_have_them() -> None:
+    with pytest.raises(MethodError, match="grad-cam has no superpixels to draw; kernel-shap and lime have"):
+        heatmap().overlay("superpixels")
+
+
+def test_the_strongest_superpixels_are_filled_in_the_colour_of_their_sign() -> None:
+    photo = Image.new("RGB", (90, 60), "grey")
+    laid = pixels(of_pieces(photo=photo).overlay())
+    middles = {
+        name: laid[y, x] for name, (y, x) in {"+2": (15, 30), "-1": (15, 60), "+.5": (45, 30), "0": (45, 60)}.items()
+    }
+    assert middles["+2"][0] - middles["+2"][2] > middles["+.5"][0] - middles["+.5"][2] > 10
+    assert middles["-1"][2] - middles["-1"][0] > 40
+    assert np.ptp(middles["0"]) <= 1
+
+
+def test_a_panel_of_random_masks_shows_the_standard_error_on_the_maps_scale_and_the_curve(
+    drawn: list[dict[str, Any]],
+) -> None:
+    of_masks().panel()
+    first, second = drawn[0]["rows"]
+    assert [tile.title for tile in first] == ["photograph", "heat map", "overlay", "standard error"]
+    assert first[3].note == "on the same scale, highest 0.25"
+    middle = tuple(first[3].image.getpixel((first[3].image.width // 2, first[3].image.height // 2)))
+    assert middle == tuple(pixels(module.heat(np.full((1, 1), 0.25), 1.0, signed=True))[0, 0])
+    assert len(second) == 1
+    heatmap().panel()
+    assert [[tile.title for tile in row] for row in drawn[1]["rows"]] == [["photograph", "heat map", "overlay"]]
+
+
+def test_what_a_method_found_beside_its_map_is_in_the_bundle(tmp_path: Path) -> None:
+    place = save([of_masks(), of_pieces(), heatmap()], tmp_path / "out")
+    manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    masks, pieces, plain = manifest["maps"]
+    assert masks["details"] == {
+        "mean score": 3.5,
+        "convergence": {"masks": [10, 20, 40], "agreement": [None, 0.4, 0.75]},
+    }
+    assert pieces["details"] == {"coefficients": [2.0, -1.0, 0.5, 0.0]}
+    assert "details" not in plain
+    assert masks["files"]["standard error"] == "standard-error-1.npy"
+    assert masks["files"]["curve"] == "curve-1.png"
+    assert pieces["files"]["segments"] == "segments-2.npy"
+    np.testing.assert_array_equal(np.load(place / "standard-error-1.npy"), of_masks().details["standard error"])
+    np.testing.assert_array_equal(np.load(place / "segments-2.npy"), of_pieces().details["segments"])
+    named = {name for one in manifest["maps"] for name in one["files"].values()} | {"manifest.json"}
+    assert {file.name for file in place.iterdir()} == named
+
+
+def test_numbers_beside_a_map_are_json_whatever_type_they_have() -> None:
+    found = {"residual": np.float32(0.5), "rise": float("inf"), "how": "in 50 steps", "many": (np.int64(3), 4)}
+    record = heatmap(details=found).record()
+    assert json.loads(json.dumps(record["details"])) == {
+        "residual": 0.5,
+        "rise": None,
+        "how": "in 50 steps",
+        "many": [3, 4],
+    }
+
+
+def test_the_viewer_begins_with_a_map_of_pixels_on_grey() -> None:
+    assert module.viewer([of_pixels()])["style"] == "grey-photo"
+    assert module.viewer([of_pixels(), heatmap()])["style"] == "heat"
+    assert module.viewer([of_pixels()], style="flat")["style"] == "flat"
 
 
 # --------------------------------------------------------------------------------------------------------------- saving

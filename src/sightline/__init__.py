@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Names are found where they are used first, so that `import sightline` loads no torch.
 _HOME = {
     "Adapter": "models.adapter",
+    "Agreement": "agreements",
     "AttentionCapture": "engine.attention",
     "Capture": "engine.capture",
     "Concepts": "concept",
@@ -23,6 +24,7 @@ _HOME = {
     "TrustCard": "trust",
     "View": "models.view",
     "adapt": "models.adapter",
+    "agreement": "agreements",
     "attribute": "attribution",
     "capture": "attribution",
     "combine": "methods.combine",
@@ -31,6 +33,7 @@ _HOME = {
     "concepts": "flow",
     "evaluate": "evaluation",
     "explain": "flow",
+    "explain_all": "batch.run",
     "list_methods": "methods",
     "list_metrics": "metrics",
     "load_model": "models.load",
@@ -40,6 +43,7 @@ _HOME = {
     "measure": "metrics.measure",
     "method": "methods.registry",
     "metric": "metrics.registry",
+    "open_run": "batch.results",
     "probability": "engine.targets",
     "read_image": "data.images",
     "save": "heatmap",
@@ -62,8 +66,12 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from sightline.agreements import Agreement as Agreement
+    from sightline.agreements import agreement as agreement
     from sightline.attribution import attribute as attribute
     from sightline.attribution import capture as capture
+    from sightline.batch.results import open_run as open_run
+    from sightline.batch.run import explain_all as explain_all
     from sightline.concept import Concepts as Concepts
     from sightline.data.images import read_image as read_image
     from sightline.engine.attention import AttentionCapture as AttentionCapture

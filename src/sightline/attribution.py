@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from sightline.engine.attention import WANTED, AttentionCapture, attend
 from sightline.engine.capture import Capture, check_input, finite_images, of_image, of_input, toward
 from sightline.engine.capture import capture as run_once
-from sightline.engine.probe import MEMORY_MB, Progress, probe
+from sightline.engine.probe import MEMORY_MB, Budget, Progress, probe
+from sightline.engine.rules import Ruled
 from sightline.engine.targets import Asked, TargetSpec, per_image
-from sightline.errors import LayerError, ModelError, NonFiniteError
+from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError
+from sightline.methods.input_gradients import met
 from sightline.methods.registry import (
+    OF_INPUT,
     ONE_PASS,
-    OUTSIDE,
+    PIXELS,
     WHOLE,
     Function,
     Method,
@@ -47,6 +50,7 @@ class Origin:
         x: the picture as the model's input (1, C, H, W), on the CPU.
         layers: names of the layers it was made of.
         memory_mb: about how much one forward may need.
+        cost: how many pictures the model was shown for it, beside the first look.
     """
 
     adapter: Adapter
@@ -56,6 +60,7 @@ class Origin:
     layers: tuple[str, ...]
     options: Mapping[str, Any]
     memory_mb: float = MEMORY_MB
+    cost: int = 0
 
 
 def attribute(
@@ -68,6 +73,7 @@ def attribute(
     options: Mapping[str, Any] | None = None,
     memory_mb: float = MEMORY_MB,
     progress: Progress | None = None,
+    max_calls: int | None = None,
 ) -> Tensor:
     """Raw maps for a batch of ready inputs.
 
@@ -81,6 +87,7 @@ def attribute(
         options: of the method.
         memory_mb: as in `explain`.
         progress: as in `explain`.
+        max_calls: as in `explain`, for the whole batch.
 
     Returns:
         (B, h, w) at the layer's resolution, unscaled, on the device and in the type of x. Not negative, except for
@@ -92,6 +99,10 @@ def attribute(
     adapter = adapter_of(model)
     chosen = find(default(adapter) if method is None else method)
     check_possible(chosen, adapter)
+    budget = Budget(checked_calls(max_calls))
+    if not isinstance(x, Capture):
+        check_input(x)
+        budget.spend(len(x))
     if chosen.needs in WANTED and not isinstance(x, Capture):
         for name in layer_names(layer):
             if name is not None:
@@ -110,12 +121,13 @@ def attribute(
             )
         seen = [x]
     else:
-        check_input(x)
-        seen = run_once(adapter, x, layers_for([chosen], adapter, layer))
+        names = layers_for([chosen], adapter, layer)
+        seen = _under(chosen, adapter, x, []) if names == [INPUT] else run_once(adapter, x, names)
     asked = per_image(target, adapter, seen[0].output, len(seen[0].activations))
     captured = toward_all([chosen], seen, asked)
     (group,) = layer_groups(chosen, len(seen), fuse=True)
-    maps = [map_of(chosen, adapter, captured[at], asked, options or {}, memory_mb, progress, [], []) for at in group]
+    terms = Terms(options or {}, memory_mb, progress, budget)
+    maps = [map_of(chosen, adapter, captured[at], asked, terms) for at in group]
     return fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
 
 
@@ -147,40 +159,83 @@ def input_of(adapter: Adapter, photo: Any) -> tuple[Tensor, View]:
     return like_weights(x[None], adapter.module), view
 
 
-def map_of(
-    method: Method,
-    adapter: Adapter,
-    captured: Capture,
-    asked: Sequence[Asked],
-    options: Mapping[str, Any],
-    memory_mb: float,
-    progress: Progress | None,
-    notes: list[str],
-    where: list[str],
-) -> Tensor:
-    """The map before rectification (B, h, w), checked to be finite.
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """How a method may ask, and what it says beside its map.
 
-    What the method has to say comes into `notes`, and the layers it looked at, where it chose some, into `where`.
+    Attributes:
+        options: of the method.
+        memory_mb: about how much one forward may need.
+        progress: told (done, total) by methods that ask the model again.
+        budget: how many pictures the model may be shown.
+        notes: what the method has to say about its result is appended here.
+        where: the layers it looked at, where it chose some.
+        details: what there is to see beside the map of one image, by name.
     """
+
+    options: Mapping[str, Any]
+    memory_mb: float = MEMORY_MB
+    progress: Progress | None = None
+    budget: Budget = field(default_factory=Budget)
+    notes: list[str] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def checked_calls(most: Any) -> int | None:
+    """How many pictures may be shown, or a refusal of what is no number of them."""
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise MethodError(
+            f"max_calls is {most!r}; expected how many pictures the model may be shown, 1 or more, or None"
+        )
+    return most
+
+
+def map_of(method: Method, adapter: Adapter, captured: Capture, asked: Sequence[Asked], terms: Terms) -> Tensor:
+    """The map before rectification (B, h, w), checked to be finite."""
     captured = shown_to(method, captured)
     if method.needs in WANTED:
+        terms.budget.spend(len(captured.input))
         seen = attend(adapter, captured.input, method.needs, lambda _: asked)
-        maps = run(method, seen, options)
-        notes += seen.notes
-        where += seen.where
+        maps = run(method, seen, terms.options)
+        terms.notes.extend(seen.notes)
+        terms.where.extend(seen.where)
         _check_finite(method, adapter, seen, maps)
+    elif method.needs in PIXELS:
+        captured = of_pixels(method, adapter, captured, asked, terms)
+        maps = run(method, captured, terms.options)
     elif method.needs in ONE_PASS:
-        maps = run(method, captured, options)
+        maps = run(method, captured, terms.options)
     else:
         parts = []
         for image, target in enumerate(asked):
             alone = of_image(captured, image)
-            ask = probe(adapter, alone, target, memory_mb=memory_mb, progress=progress)
-            parts.append(run(method, alone, options, ask))
-            notes += ask.notes
+            ask = probe(adapter, alone, target, memory_mb=terms.memory_mb, progress=terms.progress, budget=terms.budget)
+            parts.append(run(method, alone, terms.options, ask))
+            terms.notes.extend(ask.notes)
+            terms.details.update(ask.details)
         maps = torch.cat(parts)
     _check_finite(method, adapter, captured, maps)
     return maps
+
+
+def of_pixels(method: Method, adapter: Adapter, captured: Capture, asked: Sequence[Asked], terms: Terms) -> Capture:
+    """The capture of the input with gradients of the pixels, by the method's rule for ReLUs."""
+    if captured.gradients is not None and captured.rule == PIXELS[method.needs]:
+        return captured
+    terms.budget.spend(len(captured.input))
+    return toward(_under(method, adapter, captured.input, terms.notes), asked)[0]
+
+
+def _under(method: Method, adapter: Adapter, x: Tensor, notes: list[str]) -> list[Capture]:
+    """The capture of the input by the method's rule for ReLUs, if it has one; what there is to say of that comes into `notes`."""
+    rule = PIXELS.get(method.needs)
+    if rule is None:
+        return run_once(adapter, x, [INPUT])
+    with Ruled(rule) as found:
+        seen = run_once(adapter, x, [INPUT])
+    notes.extend(met(method.name, adapter.name, found))
+    return [replace(one, rule=rule) for one in seen]
 
 
 def toward_all(methods: Sequence[Method], seen: Sequence[Capture], asked: Sequence[Asked]) -> Sequence[Capture]:
@@ -190,7 +245,10 @@ def toward_all(methods: Sequence[Method], seen: Sequence[Capture], asked: Sequen
     tokens = any(one.layout is not None and one.layout.extra for one in seen)
     if needs == {"activations"} and not tokens:
         return seen
-    return toward(seen, asked, gradients="gradients" in needs)
+    wanted = "gradients" in needs or (
+        seen[0].layer == INPUT and any(PIXELS.get(one, "") == seen[0].rule for one in needs)
+    )
+    return toward(seen, asked, gradients=wanted)
 
 
 def layer_groups(method: Method, layers: int, fuse: bool) -> list[list[int]]:
@@ -202,14 +260,15 @@ def layer_groups(method: Method, layers: int, fuse: bool) -> list[list[int]]:
 
 def layers_for(methods: Sequence[Method], adapter: Adapter, layer: str | Sequence[str] | None) -> list[str | None]:
     """Names of the layers to capture; for methods that look at none, none has to be found."""
-    if layer is None and adapter.layer is None and all(one.needs in OUTSIDE for one in methods):
+    here = adapter.layer is None or any(one.needs in PIXELS for one in methods)
+    if layer is None and here and all(one.needs in OF_INPUT for one in methods):
         return [INPUT]
     return layer_names(layer)
 
 
 def shown_to(method: Method, captured: Capture) -> Capture:
     """What a method gets to see of a capture: the input, where it looks at no layer."""
-    return of_input(captured) if method.needs in OUTSIDE else captured
+    return of_input(captured) if method.needs in OF_INPUT else captured
 
 
 def fused(method: Method, captures: Sequence[Capture], maps: Sequence[Tensor]) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from sightline.attribution import (
     Model,
     Origin,
+    Terms,
     adapter_of,
+    checked_calls,
     fused,
     input_of,
     layer_groups,
@@ -29,13 +32,21 @@ from sightline.concept import Concepts, Evoked
 from sightline.data.images import ImageMeta, Source, read_image
 from sightline.engine.capture import Capture
 from sightline.engine.capture import capture as run_once
-from sightline.engine.probe import MEMORY_MB, Progress, probe
+from sightline.engine.probe import MEMORY_MB, Budget, Progress, probe
 from sightline.engine.targets import Asked, TargetSpec, are_independent, is_normalised, per_image, probabilities, table
-from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError, SightlineError
+from sightline.errors import (
+    LayerError,
+    MethodError,
+    MissingExtraError,
+    ModelError,
+    NonFiniteError,
+    SightlineError,
+)
 from sightline.heatmap import ALL_LAYERS, Heatmap, Prediction, share_scale
 from sightline.methods.factorise import factorise
-from sightline.methods.notices import floor, notices, same_map
+from sightline.methods.notices import clipped, floor, notices, same_map
 from sightline.methods.registry import (
+    OF_INPUT,
     OUTSIDE,
     WHOLE,
     Function,
@@ -51,6 +62,8 @@ from sightline.models.adapter import INPUT, Adapter, no_layers
 from sightline.models.layers import NOT_ALL, sweep
 from sightline.models.view import View
 from sightline.render.panel import percent
+
+Told = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +98,8 @@ def explain(
     options: Mapping[str, Any] | None = None,
     memory_mb: float = MEMORY_MB,
     progress: Progress | None = None,
+    max_calls: int | None = None,
+    told: Told | None = None,
 ) -> Heatmap:
     """Shows which part of a photograph raised the model's score for a class.
 
@@ -99,6 +114,8 @@ def explain(
         options: of the method, such as {"normalise": True}.
         memory_mb: about how much one forward of a method that asks the model again may need.
         progress: called with (done, total) by methods that ask the model again.
+        max_calls: how many pictures the model may be shown for this at most; a method that needs more is refused before it starts.
+        told: called with a method's name and the number of pictures it is about to show to the model, before the first.
 
     Raises:
         SightlineError: every foreseen failure, by its kind: see `sightline.errors`.
@@ -113,6 +130,8 @@ def explain(
         fuse=True,
         memory_mb=memory_mb,
         progress=progress,
+        max_calls=max_calls,
+        told=told,
     )[0]
 
 
@@ -128,6 +147,8 @@ def compare(
     fuse: bool = False,
     memory_mb: float = MEMORY_MB,
     progress: Progress | None = None,
+    max_calls: int | None = None,
+    told: Told | None = None,
 ) -> list[Heatmap]:
     """Several methods, layers and classes on one photograph, from one pass through the model.
 
@@ -143,6 +164,8 @@ def compare(
         fuse: make one map of several layers, by each method's own rule, instead of showing them side by side.
         memory_mb: as in `explain`.
         progress: as in `explain`.
+        max_calls: as in `explain`, for all maps together; a method that would need more is left out, and that is said.
+        told: as in `explain`.
 
     Returns:
         One `Heatmap` for each method, layer and target: all targets of the first method at the first layer, ...
@@ -161,6 +184,7 @@ def compare(
     if not chosen or not targets:
         raise ModelError("nothing to compare: give at least one method and one target")
     check_options(chosen, options or {})
+    budget = Budget(checked_calls(max_calls))
     chosen, left_out = _possible(chosen, adapter)
     if layer == "all" and fuse:
         raise LayerError("a sweep over all layers is for compare, side by side; name the layers to fuse")
@@ -175,31 +199,33 @@ def compare(
     seen = looked.captures
     asked = [per_image(target, adapter, seen[0].output, 1) for target in targets]
     captures = [toward_all(chosen, seen, one) for one in asked]
+    budget.spend(0 if isinstance(image, Look) else 1)
     found: list[Heatmap] = []
+    failed: SightlineError | None = None
     for one in chosen:
+        budget.told = None if told is None else partial(told, one.name)
         taken = {name: value for name, value in (options or {}).items() if name in one.options}
         for group in layer_groups(one, len(seen), fuse):
             for of_target, target in zip(captures, asked, strict=True):
                 here = [shown_to(one, of_target[index]) for index in group]
-                notes: list[str] = []
-                where: list[str] = []
+                terms, before = Terms(taken, memory_mb, progress, budget), budget.spent
                 try:
-                    maps = [
-                        map_of(one, adapter, capture, target, taken, memory_mb, progress, notes, where)
-                        for capture in here
-                    ]
-                except MethodError as error:
+                    maps = [map_of(one, adapter, capture, target, terms) for capture in here]
+                except (MethodError, MissingExtraError, ModelError) as error:
                     if len(chosen) == 1:
                         raise
-                    left_out.append(f"{one.name} is left out: {error}")
+                    failed = failed or error
+                    where = f" for {target[0].label}" if len(asked) > 1 else ""
+                    left_out.append(f"{one.name} is left out{where}: {error}")
                     continue
                 if one.needs in WHOLE and looked.named:
-                    notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
+                    terms.notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
                 layers = tuple(seen[index].layer for index in group)
-                origin = Origin(adapter, one, target[0], seen[0].input.cpu(), layers, taken, memory_mb)
-                found.append(_heatmap(origin, looked, here, maps, notes, where))
-    if not found:
-        raise MethodError("; ".join(left_out))
+                cost = budget.spent - before
+                origin = Origin(adapter, one, target[0], seen[0].input.cpu(), layers, taken, memory_mb, cost)
+                found.append(_heatmap(origin, looked, here, maps, terms))
+    if failed is not None and not found:
+        raise failed
     if left_out:
         found = [dataclasses.replace(one, warnings=(*one.warnings, *dict.fromkeys(left_out))) for one in found]
     return share_scale(_mark_equal(found)) if same_scale else _mark_equal(found)
@@ -223,7 +249,7 @@ def look(image: Source, model: Model = "bundled", *, layer: str | Sequence[str] 
         x,
         sweep(adapter.module, x, adapter.folded, logits=adapter.logits) if layer == "all" else layer_names(layer),
     )
-    return Look(adapter, photo, meta, view, tuple(seen), _predictions(adapter, seen[0]), named=layer is not None)
+    return Look(adapter, photo, meta, view, tuple(seen), predictions_of(adapter, seen[0]), named=layer is not None)
 
 
 def concepts(
@@ -291,7 +317,8 @@ def _possible(chosen: Sequence[Method], adapter: Adapter) -> tuple[list[Method],
     return found, [f"left out, because {adapter.name} is a black box without layers: {others}"] if others else []
 
 
-def _predictions(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Prediction, ...]:
+def predictions_of(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Prediction, ...]:
+    """What the model says of one image, most probable first; nothing where it is no classifier."""
     try:
         shares = probabilities(seen.output)[0]
     except SightlineError:
@@ -304,16 +331,23 @@ def _predictions(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Pred
     return tuple(Prediction(index, adapter.label(index), float(shares[index])) for index in best)
 
 
+def place_of(method: Method, where: Sequence[str], captures: Sequence[Capture]) -> str:
+    """The layer or layers of which a map is said to be; `where` are those that the method chose itself."""
+    if not where and method.needs in WHOLE:
+        return INPUT if method.needs in OF_INPUT else ALL_LAYERS
+    return " + ".join(where or [one.layer for one in captures])
+
+
 def _heatmap(
     origin: Origin,
     looked: Look,
     captures: Sequence[Capture],
     maps: Sequence[Tensor],
-    notes: Sequence[str],
-    where: Sequence[str],
+    terms: Terms,
 ) -> Heatmap:
     """One image's map, of one layer or fused, with everything that a person must know about it."""
     adapter, view, captured = looked.adapter, looked.view, captures[-1]
+    notes, where = terms.notes, terms.where
     method, asked = origin.method, origin.target
     raw = fused(method, captures, maps)[0].detach().float().cpu()
     signed = maps[0][0].detach().float().cpu() if len(maps) == 1 else raw
@@ -321,27 +355,16 @@ def _heatmap(
     chance = None
     if asked.index is not None:
         chance = float(probabilities(captured.output)[0, asked.index])
-    emptiness, about = [], []
-    for one, found in zip(captures, maps, strict=True):
-        own = rectified(method, found)[0].detach().float()
-        highest = float(own.abs().max())
-        emptiness.append(floor(method, own, score or 0.0) / highest if highest > 0 else 1.0)
-        is_probability = getattr(asked.score, "is_probability", False)
-        about.append(notices(method, one, own, found[0].detach().float(), is_probability=is_probability))
-    common = [notice for notice in about[0] if all(notice in others for others in about)]
-    said = [*dict.fromkeys(notes), *common]
-    for one, special in zip(captures, about, strict=True):
-        said += [f"at layer {one.layer}: {notice}" for notice in special if notice not in common]
-    said += _about_prediction(asked, looked.predictions, captured, gradients=method.needs != "scores")
+    said, emptiness = cautions(method, adapter, view, asked, looked.predictions, captures, maps, notes)
     whole = method.needs in WHOLE
     chosen = len(captures) == 1 and captured.layer == adapter.layer
-    said += _about_sight(adapter, view, "" if whole else captured.layer)
-    outside = method.needs in OUTSIDE
+    of_input = method.needs in OF_INPUT
+    share = clipped(method, raw)
     return Heatmap(
         raw=raw.numpy(),
         signed_raw=signed.numpy(),
         # A map that counts as empty isn't stretched until it looks full.
-        scale=float(raw.abs().max()) * max(1.0, min(emptiness)),
+        scale=share * float(raw.abs().max()) * max(1.0, emptiness),
         photo=looked.photo,
         view=view,
         image=looked.meta["name"],
@@ -352,13 +375,11 @@ def _heatmap(
         index=asked.index,
         score=score,
         probability=chance,
-        layer=ALL_LAYERS
-        if whole and not where and not outside
-        else " + ".join(where or [one.layer for one in captures]),
+        layer=place_of(method, where, captures),
         layer_reason="asked for"
         if where
-        else f"{method.name} asks for scores of pictures alone"
-        if outside
+        else f"{method.name} looks at the picture's pixels"
+        if of_input
         else f"{method.name} looks at the whole network"
         if whole
         else adapter.layer_reason
@@ -368,8 +389,52 @@ def _heatmap(
         model=adapter.name,
         provenance=adapter.provenance,
         warnings=(*adapter.notes, *said, *looked.meta["notes"]),
+        details=terms.details,
+        options={**method.options, **terms.options},
         origin=origin,
     )
+
+
+def cautions(
+    method: Method,
+    adapter: Adapter,
+    view: View,
+    asked: Asked,
+    predictions: tuple[Prediction, ...],
+    captures: Sequence[Capture],
+    maps: Sequence[Tensor],
+    notes: Sequence[str] = (),
+) -> tuple[list[str], float]:
+    """What a person must know before believing one image's map.
+
+    Args:
+        method: what made it.
+        adapter: the model.
+        view: how the photograph became the input.
+        asked: what the map explains.
+        predictions: what the model says.
+        captures: of the image, of each layer, with scores where the method has some.
+        maps: (1, h, w) at each layer, before rectification.
+        notes: what the method had to say itself.
+
+    Returns:
+        Sentences; and the value up to which the map counts as empty, as a share of its maximum.
+    """
+    emptiness, about = [], []
+    for one, found in zip(captures, maps, strict=True):
+        score = float(one.scores[0]) if one.scores is not None else 0.0
+        own = rectified(method, found)[0].detach().float()
+        highest = float(own.abs().max())
+        emptiness.append(floor(method, own, score) / highest if highest > 0 else 1.0)
+        is_probability = getattr(asked.score, "is_probability", False)
+        about.append(notices(method, one, own, found[0].detach().float(), is_probability=is_probability))
+    common = [notice for notice in about[0] if all(notice in others for others in about)]
+    said = [*dict.fromkeys(notes), *common]
+    for one, special in zip(captures, about, strict=True):
+        said += [f"at layer {one.layer}: {notice}" for notice in special if notice not in common]
+    said += _about_prediction(asked, predictions, captures[-1], gradients=method.needs != "scores")
+    said += _about_sight(adapter, view, "" if method.needs in WHOLE else captures[-1].layer)
+    return said, min(emptiness)
 
 
 def _about_sight(adapter: Adapter, view: View, layer: str) -> list[str]:

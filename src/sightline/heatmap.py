@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +18,29 @@ from PIL import Image, PngImagePlugin
 from sightline.attribution import Origin
 from sightline.bundle import png, unicode_text, whole_folder, write_manifest
 from sightline.engine.probe import Progress
-from sightline.errors import MetricError, ModelError, OutputError
+from sightline.errors import MethodError, MetricError, ModelError, OutputError
 from sightline.metrics.case import case
 from sightline.metrics.measure import Settings, as_mask, asked_again, check_metrics, run_metrics
 from sightline.metrics.registry import Measured
 from sightline.models.adapter import INPUT
 from sightline.models.view import View
-from sightline.render.overlay import Values, hatch, heat, overlay
+from sightline.render.overlay import FILLED, Superpixels, Values, hatch, heat, overlay
 from sightline.render.panel import Key, Tile, fitted, percent, sheet
+from sightline.render.plots import Line, curves
 from sightline.render.viewer import Pane, fragment, shrunk, viewer_data
 from sightline.trust import TrustCard, check
 
 SCHEMA = "sightline.bundle/1"
 # The layer of methods that look at the whole network.
 ALL_LAYERS = "all layers"
+# What these methods call their superpixels and standard errors in a map's details, and those that have superpixels.
+SEGMENTS, ERROR, CONVERGENCE = "segments", "standard error", "convergence"
+OF_SUPERPIXELS = ("kernel-shap", "lime")
+# What one value of these maps says; of others it follows from the map.
+_UNITS = {
+    "occlusion": "in units of the score, per square covered",
+    "rise": "in units of the score, above its mean when the pixel is kept",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,9 @@ class Heatmap:
         predictions: what the model says, most probable first.
         model: its name; `provenance` where its weights and preprocessing come from.
         warnings: what limits this map, in sentences.
+        details: what its method found beside the map, by name: "residual" of a map that should sum to the score, "standard error",
+            "segments"; numbers and arrays.
+        options: of the method, with their values.
         origin: how it came about, so that `trust` and `measure` can ask the model again; not kept by pickle.
     """
 
@@ -83,6 +96,8 @@ class Heatmap:
     model: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,16 +115,31 @@ class Heatmap:
 
     @cached_property
     def peak(self) -> tuple[int, int]:
-        """(x, y) of the strongest place, in photograph pixels."""
-        y, x = np.unravel_index(np.nanargmax(self.values), self.values.shape)
-        return int(x), int(y)
+        """(x, y) of the middle of the strongest cell, in photograph pixels."""
+        return self.view.peak(self.raw)
 
-    def overlay(self, style: str = "heat", *, colormap: str | None = None) -> Image.Image:
-        """The map on the photograph, at its full size; styles: heat, grey-photo, contours, spotlight, flat."""
-        return overlay(self.photo, self.values, self.scale, style=style, signed=self.signed, colormap=colormap)
+    @property
+    def per_pixel(self) -> bool:
+        """Whether there is a value for each pixel of the model's input."""
+        width, height = self.view.input
+        return tuple(self.raw.shape) == (height, width)
 
-    def panel(self, style: str = "heat", *, colormap: str | None = None) -> Image.Image:
-        """Photograph, heat map and overlay beside each other, with caption and colour key."""
+    @property
+    def style(self) -> str:
+        """How the map is drawn when nobody says how: superpixels where it is made of some, faded where each pixel has a value, else heat."""
+        return "superpixels" if SEGMENTS in self.details else "faded" if self.per_pixel else "heat"
+
+    def overlay(self, style: str | None = None, *, colormap: str | None = None) -> Image.Image:
+        """The map on the photograph, at its full size.
+
+        Args:
+            style: heat, grey-photo, contours, spotlight, flat, faded or superpixels; `self.style` when left out.
+            colormap: any name of matplotlib.
+        """
+        return _laid(self, self.photo, self.values, style, colormap)
+
+    def panel(self, style: str | None = None, *, colormap: str | None = None) -> Image.Image:
+        """Photograph, heat map and overlay beside each other, with caption and colour key; what else the method found below."""
         photo, values = self._small()
         colours = heat(values, self.scale, signed=self.signed, colormap=colormap)
         tiles = [
@@ -117,11 +147,21 @@ class Heatmap:
             Tile(hatch(colours, photo, values), "heat map"),
             Tile(_tile(self, style, colormap), "overlay"),
         ]
+        rows = [tiles]
+        if ERROR in self.details:
+            error = self.details[ERROR]
+            placed = dataclasses.replace(self.view, photo=photo.size).place(error)
+            colours = heat(placed, self.scale, signed=self.signed, colormap=colormap)
+            note = f"on the same scale, highest {float(error.max()):.3g}"
+            tiles.append(Tile(hatch(colours, photo, placed), "standard error", note))
+        if (curve := self.curve()) is not None:
+            half = (curve.width // 2, curve.height // 2)
+            rows.append([Tile(curve.resize(half, Image.Resampling.LANCZOS), "")])
         says = ", ".join(f"{one.label} {percent(one.probability)}" for one in self.predictions[:3])
         return sheet(
-            [tiles],
+            rows,
             heading=f"{Path(self.image).name}: {self.title()}",
-            captions=[f"The model says: {says}", self.caption(), *_about_style(style), *_about_signs([self])],
+            captions=[f"The model says: {says}", self.caption(), *_about_style([self], style), *_about_signs([self])],
             warnings=self.warnings,
             keys=[_key(self, colormap)],
         )
@@ -137,10 +177,45 @@ class Heatmap:
         words = {ALL_LAYERS: ALL_LAYERS, INPUT: "the input"}
         return words.get(self.layer, f"layer {self.layer}")
 
+    def grid(self) -> str:
+        """What has a value, and whether the photograph is larger than that; in words."""
+        width, height = self.view.input
+        larger = any(whole > part for whole, part in zip(self.view.photo, self.view.resized, strict=True))
+        if SEGMENTS in self.details:
+            return f"{len(np.unique(self.details[SEGMENTS]))} superpixels of the model's {width}x{height} input"
+        if self.per_pixel:
+            return f"one value a pixel of the model's {width}x{height} input{', upsampled' if larger else ''}"
+        return f"{self.raw.shape[0]}x{self.raw.shape[1]} grid, upsampled"
+
+    def clip(self) -> str:
+        """Where the colours end, in words, if that is below the strongest value; else nothing."""
+        strongest = float(self.raw.flat[np.abs(self.raw).argmax()])
+        if self.scale >= abs(strongest) * (1 - 1e-6):
+            return ""
+        share = float((np.abs(self.raw) <= self.scale * (1 + 1e-6)).mean())
+        return (
+            f"colours end at the {min(99.9, round(100 * share, 1)):.3g}th percentile; the strongest is {strongest:.3g}"
+        )
+
     def caption(self) -> str:
         """Method, layer, grid and model, in one line."""
-        grid = f"{self.raw.shape[0]}x{self.raw.shape[1]} grid, upsampled"
-        return f"{self.method} at {self.where()} ({grid}), model {self.model}, highest raw value {self.evidence:.3g}"
+        clip = self.clip()
+        options = ", ".join(f"{name} {value}" for name, value in self._options().items())
+        return (
+            f"{self.method}{f' ({options})' if options else ''} at {self.where()} ({self.grid()}), model {self.model}, highest raw value {self.evidence:.3g}"
+            f"{'; ' if clip else ''}{clip}"
+        )
+
+    def curve(self) -> Image.Image | None:
+        """How alike the maps of two halves of the random masks are, with more and more of them; None where there were none."""
+        found = self.details.get(CONVERGENCE)
+        if found is None:
+            return None
+        line = Line(self.method, np.array(found["masks"], float), np.array(found["agreement"], float))
+        note = "Correlation of the maps of two halves of the masks; 1: the same map. While it rises, more masks give another map."
+        return curves(
+            f"{self.method}: how far the map has settled", "masks shown to the model", note, [line], width=640
+        )
 
     def trust(self, *, full: bool = False, seed: int = 0, progress: Progress | None = None) -> TrustCard:
         """How far to believe this map: deletion and insertion beside maps that know nothing, other methods, other classes, random weights.
@@ -159,7 +234,7 @@ class Heatmap:
         raw, signed = self.raw.astype(np.float64), self.signed_raw.astype(np.float64)
         card = check(origin, raw, signed, full=full, seed=seed, progress=progress)
         return dataclasses.replace(
-            card, warnings=self.warnings, title=self.title(), caption=self.caption(), overlay=_tile(self, "heat", None)
+            card, warnings=self.warnings, title=self.title(), caption=self.caption(), overlay=_tile(self, None, None)
         )
 
     def measure(
@@ -191,9 +266,14 @@ class Heatmap:
         return self.origin
 
     def save(
-        self, folder: str | os.PathLike[str], *, style: str = "heat", colormap: str | None = None, force: bool = False
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        style: str | None = None,
+        colormap: str | None = None,
+        force: bool = False,
     ) -> Path:
-        """Writes overlay.png, panel.png, map.npy (the raw map) and manifest.json; all of it or nothing.
+        """Writes overlay.png, panel.png, map.npy (the raw map), what its method found beside it, and manifest.json; all or nothing.
 
         Raises:
             OutputError: the folder exists (without `force`), is not one of ours, or can't be written.
@@ -201,7 +281,8 @@ class Heatmap:
         return save([self], folder, style=style, colormap=colormap, force=force)
 
     def record(self, files: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """One line of `--json` and of the manifest: target, method, layer, grid, evidence, peak, warnings, files."""
+        """One line of `--json` and of the manifest: target, method, layer, grid, evidence, peak, warnings, numbers beside it, files."""
+        numbers = {name: _plain(value) for name, value in self.details.items() if name not in self._grids()}
         return {
             "target": {"index": self.index, "label": self.label},
             "method": self.method,
@@ -210,7 +291,22 @@ class Heatmap:
             "evidence": self.evidence,
             "peak": {"x": self.peak[0], "y": self.peak[1]},
             "warnings": list(self.warnings),
+            **({"options": self._options()} if self.options else {}),
+            **({"details": numbers} if numbers else {}),
             "files": dict(files or {}),
+        }
+
+    def _options(self) -> dict[str, Any]:
+        """The method's options as words and numbers; of an array its shape."""
+        return {
+            name: f"array {tuple(value.shape)}" if hasattr(value, "shape") else value
+            for name, value in self.options.items()
+        }
+
+    def _grids(self) -> dict[str, np.ndarray[Any, Any]]:
+        """What of the details is an array with rows and columns, for a file of its own."""
+        return {
+            name: value for name, value in self.details.items() if isinstance(value, np.ndarray) and value.ndim >= 2
         }
 
     def _repr_html_(self) -> str:
@@ -225,8 +321,7 @@ class Heatmap:
         return photo, dataclasses.replace(self.view, photo=photo.size).place(self.raw)
 
     def _small_overlay(self) -> Image.Image:
-        photo, values = self._small()
-        return overlay(photo, values, self.scale, signed=self.signed)
+        return _tile(self, None, None)
 
     def _size_note(self) -> str:
         share = self.view.seen_share()
@@ -238,7 +333,7 @@ def share_scale(heatmaps: Sequence[Heatmap]) -> list[Heatmap]:
     """The same maps on one scale, so that a weak one looks weak.
 
     Methods with a unit of their own have their own scale, and so has each layer: a value is per cell, and cells of another grid
-    are of another size.
+    are of another size. At the input each method has its own: a value is per pixel, per square or per superpixel.
     """
     groups: dict[tuple[str, str], float] = {}
     for one in heatmaps:
@@ -247,9 +342,14 @@ def share_scale(heatmaps: Sequence[Heatmap]) -> list[Heatmap]:
 
 
 def side_by_side(
-    heatmaps: Sequence[Heatmap], style: str = "heat", *, colormap: str | None = None, same_scale: bool = True
+    heatmaps: Sequence[Heatmap],
+    style: str | None = None,
+    *,
+    colormap: str | None = None,
+    same_scale: bool = True,
+    agreements: Sequence[Any] = (),
 ) -> Image.Image:
-    """Several maps in one picture: a row for each method, a column for each target, on one scale."""
+    """Several maps in one picture: a row for each method, a column for each target, on one scale; how far they agree below."""
     if not heatmaps:
         raise OutputError("there is no map to draw")
     shown = share_scale(heatmaps) if same_scale else list(heatmaps)
@@ -261,11 +361,12 @@ def side_by_side(
     for one in shown:
         how = f"at {one.layer}" if one_method else f"{one.method} at {one.layer}" if _layers(shown) > 1 else one.method
         title, note = (how, one.title()) if one_target else (one.title(), f"{one.method} at {one.layer}")
-        tile = Tile(_tile(one, style, colormap), title, f"{note}, highest {one.evidence:.3g}")
+        clip = f"; colours end at {one.scale:.3g}" if one.clip() else ""
+        tile = Tile(_tile(one, style, colormap), title, f"{note}, highest {one.evidence:.3g}{clip}")
         rows.setdefault(f"{one.image} {one.method} {one.layer}", []).append(tile)
     lines = list(rows.values())
     first = shown[0]
-    if len(heatmaps) > 3 and all(len(line) == 1 for line in lines):  # one target, many maps: not a tower
+    if len(heatmaps) > 1 and all(len(line) == 1 for line in lines):  # one target, many maps: not a tower
         flat = [line[0] for line in lines]
         if len(photos) == 1:
             flat.insert(0, Tile(first._small()[0], "photograph", first._size_note()))
@@ -276,28 +377,30 @@ def side_by_side(
         for line in lines[1:]:  # empty, so that the columns stay under each other
             line.insert(0, Tile(Image.new("RGB", photo.size, "white"), ""))
     says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:3])
-    grids = sorted({f"{one.raw.shape[0]}x{one.raw.shape[1]}" for one in shown})
     return sheet(
         lines,
         heading=Path(first.image).name if len(photos) == 1 else f"{len(photos)} photographs",
         captions=[
             *([f"The model says: {says}"] if len(photos) == 1 else []),
-            f"Model {first.model}; grid {' and '.join(grids)}, upsampled; "
+            f"Model {first.model}; {_grids_of(shown)}; "
             + (
-                "maps in the same unit at one layer share one scale"
+                f"maps in the same unit at one layer share one scale{_at_input(shown)}"
                 if same_scale
                 else "each map is stretched to its own maximum: strengths do not compare"
             ),
-            *_about_style(style),
+            *_about_style(shown, style),
             *_about_signs(shown),
         ],
-        warnings=cautions(shown),
+        warnings=[*(one.flagged() for one in agreements), *cautions(shown)],
         keys=_keys(shown, same_scale, colormap),
     )
 
 
-def viewer(heatmaps: Sequence[Heatmap], *, style: str = "heat") -> dict[str, Any]:
-    """Maps of ONE photograph, as the interactive viewer takes them (see `render.viewer`)."""
+def viewer(heatmaps: Sequence[Heatmap], *, style: str | None = None) -> dict[str, Any]:
+    """Maps of ONE photograph, as the interactive viewer takes them (see `render.viewer`).
+
+    When no style is named, maps of single pixels begin on a grey photograph, the nearest that the viewer has to faded.
+    """
     if not heatmaps:
         raise OutputError("there is no map to draw")
     first = heatmaps[0]
@@ -305,7 +408,7 @@ def viewer(heatmaps: Sequence[Heatmap], *, style: str = "heat") -> dict[str, Any
     panes = [
         Pane(
             title=unicode_text(one.title()),
-            note=unicode_text(f"{one.method} at {one.where()}, {one.raw.shape[0]}x{one.raw.shape[1]} grid, upsampled"),
+            note=unicode_text(f"{one.method} at {one.where()}, {one.grid()}{'; ' if one.clip() else ''}{one.clip()}"),
             unit=_unit(one),
             raw=one.raw,
             scale=one.scale,
@@ -314,22 +417,26 @@ def viewer(heatmaps: Sequence[Heatmap], *, style: str = "heat") -> dict[str, Any
         )
         for one in heatmaps
     ]
-    return viewer_data(photo, dataclasses.replace(first.view, photo=photo.size), panes, style=style)
+    start = style or ("grey-photo" if all(one.style == "faded" for one in heatmaps) else "heat")
+    return viewer_data(photo, dataclasses.replace(first.view, photo=photo.size), panes, style=start)
 
 
 def save(
     heatmaps: Sequence[Heatmap],
     folder: str | os.PathLike[str],
     *,
-    style: str = "heat",
+    style: str | None = None,
     colormap: str | None = None,
     force: bool = False,
     same_scale: bool = True,
     cards: Sequence[TrustCard] = (),
+    agreements: Sequence[Any] = (),
 ) -> Path:
     """Writes the maps of ONE photograph into a new folder: an overlay and a raw map each, one panel, the manifest last.
 
-    With `cards`, one a map, also trust.png and trust.json. The folder appears complete or not at all.
+    With `cards`, one a map, also trust.png and trust.json; with `agreements`, as `sightline.agreement` gives them for each
+    target, agreement.png. What a method found beside its map stands in files of its own. The folder appears complete or
+    not at all.
     """
     folder = Path(folder)
     shown = share_scale(heatmaps) if same_scale else list(heatmaps)
@@ -339,39 +446,53 @@ def save(
         raise OutputError(f"{len(cards)} trust cards for {len(shown)} maps; give one each, or none")
     with whole_folder(folder, force) as place:
         records = []
-        for number, one in enumerate(shown, 1):
-            files = file_names(number, len(shown))
+        for number, (one, files) in enumerate(zip(shown, file_names(shown, bool(cards)), strict=True), 1):
             about = PngImagePlugin.PngInfo()
             about.add_itxt("Description", unicode_text(f"{one.title()}: {one.caption()}"))
             one.overlay(style, colormap=colormap).save(place / files["overlay"], pnginfo=about, compress_level=2)
             np.save(place / files["map"], one.raw, allow_pickle=False)
+            for name, values in one._grids().items():
+                np.save(place / files[name], values, allow_pickle=False)
+            if (curve := one.curve()) is not None:
+                curve.save(place / files["curve"])
             if cards:
                 cards[number - 1].panel().save(place / files["trust"])
                 text = json.dumps(cards[number - 1].record(), indent=1, ensure_ascii=False, allow_nan=False)
                 (place / files["trust"]).with_suffix(".json").write_text(unicode_text(text), encoding="utf-8")
-            records.append(one.record({kind: name for kind, name in files.items() if kind != "trust" or cards}))
+            records.append(one.record(files))
+        for one, name in zip(agreements, agreement_names(agreements), strict=True):
+            one.picture().save(place / name)
         panel = (
             shown[0].panel(style, colormap=colormap)
             if len(shown) == 1
-            else side_by_side(shown, style, colormap=colormap, same_scale=same_scale)
+            else side_by_side(shown, style, colormap=colormap, same_scale=same_scale, agreements=agreements)
         )
         panel.save(place / "panel.png")
-        write_manifest(place, manifest(shown, records))
+        write_manifest(place, manifest(shown, records, agreements))
     return folder
 
 
-def file_names(number: int, count: int) -> dict[str, str]:
-    """The files of one map of a bundle, numbered when there are several; the panel is shared, trust.png there only if asked for."""
-    suffix = f"-{number}" if count > 1 else ""
-    return {
-        "overlay": f"overlay{suffix}.png",
-        "panel": "panel.png",
-        "map": f"map{suffix}.npy",
-        "trust": f"trust{suffix}.png",
-    }
+def file_names(shown: Sequence[Heatmap], trust: bool) -> list[dict[str, str]]:
+    """The files of each map of a bundle, numbered when there are several; the panel is shared."""
+    found = []
+    for number, one in enumerate(shown, 1):
+        suffix = f"-{number}" if len(shown) > 1 else ""
+        files = {"overlay": f"overlay{suffix}.png", "panel": "panel.png", "map": f"map{suffix}.npy"}
+        files |= {"trust": f"trust{suffix}.png"} if trust else {}
+        files |= {name: f"{name.replace(' ', '-')}{suffix}.npy" for name in one._grids()}
+        files |= {"curve": f"curve{suffix}.png"} if CONVERGENCE in one.details else {}
+        found.append(files)
+    return found
 
 
-def manifest(heatmaps: Sequence[Heatmap], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def agreement_names(agreements: Sequence[Any]) -> list[str]:
+    """The picture of each agreement of a bundle, numbered when there are several."""
+    return [f"agreement{f'-{number}' if len(agreements) > 1 else ''}.png" for number in range(1, len(agreements) + 1)]
+
+
+def manifest(
+    heatmaps: Sequence[Heatmap], records: Sequence[Mapping[str, Any]], agreements: Sequence[Any] = ()
+) -> dict[str, Any]:
     """What a bundle holds and how it came about."""
     first = heatmaps[0]
     return {
@@ -380,24 +501,53 @@ def manifest(heatmaps: Sequence[Heatmap], records: Sequence[Mapping[str, Any]]) 
         "size": {"width": first.photo.width, "height": first.photo.height},
         "predictions": [dataclasses.asdict(one) for one in first.predictions],
         "maps": [
-            {**record, "score": one.score, "scale": one.scale, "layer_reason": one.layer_reason, "signed": one.signed}
+            {
+                **record,
+                "score": one.score,
+                "scale": one.scale,
+                **({"clip": one.clip()} if one.clip() else {}),
+                "layer_reason": one.layer_reason,
+                "signed": one.signed,
+            }
             for one, record in zip(heatmaps, records, strict=True)
         ],
+        **({"agreement": agreement_records(agreements)} if agreements else {}),
         "model": {"name": first.model, **first.provenance},
         "view": dataclasses.asdict(first.view),
     }
+
+
+def agreement_records(agreements: Sequence[Any]) -> list[dict[str, Any]]:
+    """What the manifest and `--json` say of each agreement, with the name of its picture."""
+    names = agreement_names(agreements)
+    return [{**one.record(), "files": {"picture": name}} for one, name in zip(agreements, names, strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    """A number or a list of numbers as JSON has them, None for what is not finite; words as they are."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _layers(heatmaps: Sequence[Heatmap]) -> int:
     return len({one.layer for one in heatmaps})
 
 
-def _about_style(style: str) -> list[str]:
+def _about_style(shown: Sequence[Heatmap], style: str | None) -> list[str]:
+    """What must be known of the styles in which these maps are drawn."""
     says = {
+        "faded": "where the photograph is grey it is faded to the key's colour for 0, so that single pixels show",
+        "superpixels": f"in colour: up to {FILLED} superpixels for and {FILLED} against that reach a tenth of the key's end; the others are grey",
         "contours": "lines at 25, 50 and 75 % of the key's highest value",
         "spotlight": "the overlay's brightness follows the strength of the value, whatever its sign",
     }
-    return [says[style]] if style in says else []
+    used = {style or one.style: None for one in shown}
+    return [says[each] for each in used if each in says]
 
 
 def _about_signs(shown: Sequence[Heatmap]) -> list[str]:
@@ -421,19 +571,34 @@ def _about_signs(shown: Sequence[Heatmap]) -> list[str]:
 
 def _group(one: Heatmap) -> tuple[str, str]:
     """What can share a scale."""
-    return ("score" if one.unit == "score" else one.method), one.layer
+    return ("score" if one.unit == "score" and one.layer != INPUT else one.method), one.layer
+
+
+def _grids_of(shown: Sequence[Heatmap]) -> str:
+    """The grids of several maps, each once."""
+    coarse = sorted({f"{one.raw.shape[0]}x{one.raw.shape[1]}" for one in shown if one.style == "heat"})
+    words = [f"grid {' and '.join(coarse)}, upsampled"] if coarse else []
+    return "; ".join([*words, *dict.fromkeys(one.grid() for one in shown if one.style != "heat")])
+
+
+def _at_input(shown: Sequence[Heatmap]) -> str:
+    """That methods have nothing in common there, where several show it."""
+    several = len({one.method for one in shown if one.layer == INPUT}) > 1
+    return ", at the input those of one method" if several else ""
 
 
 def _keys(shown: Sequence[Heatmap], same_scale: bool, colormap: str | None) -> list[Key]:
     found = {((*_group(one), one.signed) if same_scale else id(one)): one for one in shown}
     if len(found) <= 3:
         return [_key(one, colormap) for one in found.values()]
-    label = "share of the highest value" + (
-        ", one for each method's unit and layer" if same_scale else ", one for each map"
-    )
+    end = "value at which colours end" if any(one.clip() for one in shown) else "highest value"
+    label = f"share of the {end}" + (", one for each method's unit and layer" if same_scale else ", one for each map")
     return [
         Key(-1.0 if signed else 0.0, 1.0, label, signed, colormap) for signed in sorted({one.signed for one in shown})
     ]
+
+
+_DOUBTS = ("ask for more", "too few", "believe", "nearly empty", "no evidence", "hidden", "left out", "poor likeness")
 
 
 def cautions(shown: Sequence[Heatmap], most: int = 10) -> list[str]:
@@ -462,19 +627,42 @@ def cautions(shown: Sequence[Heatmap], most: int = 10) -> list[str]:
         else:
             rest = f" and {len(places) - 3} more" if len(places) > 3 else ""
             special.append(f"{warning} ({', '.join(places[:3])}{rest})")
-    found = general + special
+    # What asks for more, or for less belief, before what is merely stated.
+    found = general + sorted(special, key=lambda one: not any(word in one for word in _DOUBTS))
     more = [f"and {len(found) - most} more, in manifest.json"] if len(found) > most else []
     return found[:most] + more
 
 
 def _unit(one: Heatmap) -> str:
-    return "in units of the score, per cell" if one.unit == "score" else f"in the own unit of {one.method}"
+    if one.unit != "score":
+        return f"in the own unit of {one.method}"
+    of = "superpixel" if SEGMENTS in one.details else "pixel" if one.per_pixel else "cell"
+    return _UNITS.get(one.method, f"in units of the score, per {of}")
 
 
 def _key(one: Heatmap, colormap: str | None) -> Key:
-    return Key(-one.scale if one.signed else 0.0, one.scale, _unit(one), one.signed, colormap)
+    label = f"{_unit(one)}{'; ' if one.clip() else ''}{one.clip()}"
+    return Key(-one.scale if one.signed else 0.0, one.scale, label, one.signed, colormap)
 
 
-def _tile(one: Heatmap, style: str, colormap: str | None) -> Image.Image:
-    photo, values = one._small()
-    return overlay(photo, values, one.scale, style=style, signed=one.signed, colormap=colormap)
+def _tile(one: Heatmap, style: str | None, colormap: str | None) -> Image.Image:
+    return _laid(one, *one._small(), style, colormap)
+
+
+def _laid(one: Heatmap, photo: Image.Image, values: Values, style: str | None, colormap: str | None) -> Image.Image:
+    """The map on a photograph of any size, its values placed on that."""
+    style = style or one.style
+    pieces = _superpixels(one, photo.size) if style == "superpixels" else None
+    return overlay(photo, values, one.scale, style=style, signed=one.signed, colormap=colormap, superpixels=pieces)
+
+
+def _superpixels(one: Heatmap, size: tuple[int, int]) -> Superpixels:
+    """The pieces of a photograph of this size, each with the mean of the map over it."""
+    if SEGMENTS not in one.details:
+        raise MethodError(
+            f"{one.method} has no superpixels to draw; {' and '.join(OF_SUPERPIXELS)} have. Choose another style"
+        )
+    segments = one.details[SEGMENTS]
+    counts = np.bincount(segments.ravel())
+    values = np.bincount(segments.ravel(), one.raw.ravel().astype(np.float64)) / np.maximum(counts, 1)
+    return Superpixels(dataclasses.replace(one.view, photo=size).place_labels(segments), values)

@@ -33,7 +33,7 @@ def opened(
         OutputError: the folder is no run, is one of another plan, is being written by another process, or can't be written.
     """
     try:
-        _check_place(folder, command)
+        check_place(folder, command)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             old = _planned(folder, command)
@@ -44,8 +44,7 @@ def opened(
                 # First what was computed, then the plan: whoever is stopped in between can begin again.
                 for name in files(old or {}):
                     (folder / name).unlink(missing_ok=True)
-                manifest = {"schema": _schema(command), "plan": plan}
-                place(folder / "manifest.json", unicode_text(json.dumps(manifest, indent=1)).encode())
+                renew(folder, command, plan)
             yield goes_on
     except OSError as error:
         if isinstance(error, OutputError):
@@ -55,8 +54,18 @@ def opened(
         ) from error
 
 
-def _check_place(folder: Path, command: str) -> None:
-    """Refuses a folder in which something else lies than a run."""
+def renew(folder: Path, command: str, plan: Mapping[str, Any]) -> None:
+    """Writes the plan of a run, in place of the one that is there."""
+    manifest = {"schema": _schema(command), "plan": plan}
+    place(folder / "manifest.json", unicode_text(json.dumps(manifest, indent=1)).encode())
+
+
+def check_place(folder: Path, command: str) -> None:
+    """Refuses a folder in which something else lies than a run.
+
+    Raises:
+        OutputError: as `opened`.
+    """
     if "\0" in str(folder):
         raise OutputError(f"{folder!s} can't be written: a name can't hold a zero byte. Choose another place with -o")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -85,18 +94,26 @@ def _planned(folder: Path, command: str) -> Any:
 
 def _check_same(folder: Path, old: Any, new: Any) -> None:
     """Refuses to go on with another plan, and says in what they differ."""
+    if what := difference(old, new):
+        raise OutputError(
+            f"{folder} holds a run of something else ({what}); take the same settings to go on, --force to start anew, or -o for another place"
+        )
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first thing in which two plans differ, in words; nothing when they are the same."""
     differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if not differ:
-        return
+        return ""
     key = differ[0]
     what = f"{key} was {_short(old.get(key))} and is {_short(new.get(key))}"
-    if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+    if key in ("methods", "metrics") and isinstance(old.get(key), dict) and set(old[key]) != set(new[key]):
+        what = f"{key} were {', '.join(old[key]) or 'none'} and are {', '.join(new[key]) or 'none'}"
+    elif isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
         names = [name for name in {**old[key], **new[key]} if old[key].get(name) != new[key].get(name)]
         what = f"{key}: {names[0]} was {_short(old[key].get(names[0]))} and is {_short(new[key].get(names[0]))}"
         what += f", and {len(names) - 1} more differ" if len(names) > 1 else ""
-    raise OutputError(
-        f"{folder} holds a run of something else ({what}); take the same settings to go on, --force to start anew, or -o for another place"
-    )
+    return what
 
 
 def _short(value: Any) -> str:

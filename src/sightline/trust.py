@@ -24,7 +24,7 @@ from sightline.errors import (
     UndefinedError,
 )
 from sightline.methods.notices import floor, same_map
-from sightline.methods.registry import ONE_PASS, find
+from sightline.methods.registry import ONE_PASS, PIXELS, find
 from sightline.metrics.case import Asking, Case, case, explainer
 from sightline.metrics.faithfulness import BATCH, Explain, deletion, insertion
 from sightline.metrics.maps import centred_map, enlarged, likeness, random_map
@@ -45,7 +45,8 @@ _RULES = {
     "faithfulness": "better than each random map and the centred blob in deletion and in insertion, by more than "
     f"{LEAST_LEAD:.0%} of the fall from the whole picture to an emptied one; failed when the random maps' mean is better in both by that",
     "class sensitivity": f"maps of other classes correlate with it by less than {SAME} on average",
-    "randomisation": f"with all weights random the map correlates with itself, either way, by less than {RANDOM_DOUBT}; failed from {RANDOM_FAIL}",
+    "randomisation": "while layers are made random from the output down, the map correlates with itself, either way, by less than "
+    f"{RANDOM_DOUBT} at the median depth and with all of them random; failed from {RANDOM_FAIL}",
     "agreement": f"the median correlation with maps of other kinds of methods is at least {ALIKE}",
     "evidence": "the map has positive values, is not the same everywhere, and not nearly empty against the score",
 }
@@ -249,7 +250,7 @@ def _price(origin: Origin) -> int:
     """Pictures the model must be shown for another map of the same picture: 0, 1, or many."""
     if origin.method.needs in ONE_PASS and len(origin.layers) == 1:
         return 0
-    return 1 if origin.method.needs in (*ONE_PASS, *WANTED) else 64
+    return 1 if origin.method.needs in (*ONE_PASS, *WANTED, *PIXELS) else max(2, origin.cost)
 
 
 def check(
@@ -494,8 +495,13 @@ def _about_randomisation(cascade: Curve | str | None, expensive: str) -> Check:
         return Check("randomisation", "not run", expensive, rule)
     if isinstance(cascade, str):
         return Check("randomisation", "no answer", cascade, rule)
-    value = cascade.value
-    says = f"with all weights random the map correlates with itself by {value:.2f}, either way"
+    # An edge detector forgets only when the lowest layers are random, too: the end alone does not tell.
+    halfway = float(np.nanmedian(np.abs(cascade.scores[1:])))
+    says = (
+        f"while layers are made random from the output down the map correlates with itself by {halfway:.2f} at the median depth, and by "
+        f"{cascade.value:.2f} with all of them random, either way"
+    )
+    value = max(halfway, cascade.value)
     outcome: Outcome = "failed" if value >= RANDOM_FAIL else "doubtful" if value >= RANDOM_DOUBT else "passed"
     return Check("randomisation", outcome, says, rule)
 

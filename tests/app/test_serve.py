@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -19,9 +19,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from serving import start, stop
+from serving import Server, start, stop
 from sightline.app.page import WAITING
 from sightline.app.serve import _examples, _user, run
+from sightline.app.visitors import Visitors
 from sightline.errors import SightlineError
 
 ROOT = Path(__file__).parents[2]
@@ -220,45 +221,6 @@ def test_twenty_visitors_at_once_get_each_their_own_answer(server: Any, visitor:
         assert got.endswith("espresso") == (number % 2 == 0)
 
 
-def test_whoever_comes_when_the_queue_is_full_is_told(tmp_path: Path) -> None:
-    busy = start(tmp_path / "busy")
-    try:
-        with busy.visitor() as client:
-            path = upload(client, CAT.read_bytes())
-
-            def begin(number: int) -> Any:
-                return client.post(
-                    "/gradio_api/call/explain", json={"data": [file(path), str(number), "score-cam", ""]}
-                )
-
-            with ThreadPoolExecutor(16) as pool:
-                answers = list(pool.map(begin, range(WAITING + 12)))
-            full = [answer for answer in answers if answer.status_code != 200]
-            assert len(answers) > len(full) >= 8
-            assert all("full" in answer.text.lower() for answer in full)
-            assert client.get("/health").status_code == 200
-    finally:
-        assert stop(busy) in (0, 130)
-    assert not list(busy.temporary.glob("sightline-app-*")), "what was uploaded is deleted at the end"
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_a_server_stops_in_the_middle_of_a_long_question_and_deletes_what_was_uploaded(
-    tmp_path: Path, signal_number: int
-) -> None:
-    busy = start(tmp_path / "busy")
-    with busy.visitor() as client:
-        path = upload(client, CAT.read_bytes())
-        client.post("/gradio_api/call/explain", json={"data": [file(path), "", "is-cam", ""]})
-        time.sleep(1)
-        assert list(busy.temporary.glob("sightline-app-*/*/*")), "the upload is there"
-    busy.process.send_signal(signal_number)
-    busy.process.wait(timeout=20)
-    assert busy.process.stdout is not None
-    busy.process.stdout.close()
-    assert not list(busy.temporary.glob("sightline-app-*"))
-
-
 @pytest.mark.parametrize("auth", ["", "user", ":word", "user:"])
 def test_a_user_without_a_password_is_refused(auth: str) -> None:
     with pytest.raises(SightlineError, match="USER:PASS"):
@@ -277,18 +239,6 @@ def test_examples_are_a_folder_of_pictures(tmp_path: Path) -> None:
         _examples(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     assert _examples(tmp_path) == [tmp_path / "a.png"]
-
-
-def test_a_password_is_asked_for(tmp_path: Path) -> None:
-    closed = start(tmp_path / "closed", "--auth", "ann:secret")
-    with closed.visitor() as client:
-        assert client.post("/gradio_api/call/explain", json={"data": [None, "", "", ""]}).status_code == 401
-        assert client.post("/gradio_api/upload", files={"files": ("a.jpg", b"x")}).status_code == 401
-        assert client.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
-        assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
-        assert client.post("/gradio_api/upload", files={"files": ("a.jpg", b"x")}).status_code == 200
-        assert client.get("/health").status_code == 200
-    assert stop(closed) in (0, 130)
 
 
 def test_the_lines_of_the_documentation_ask_the_server(server: Any, tmp_path: Path) -> None:
@@ -376,6 +326,28 @@ def test_an_upload_without_a_length_has_a_limit_too(server: Any, visitor: Any) -
     assert left < 30e6
 
 
+def test_whoever_is_cut_off_in_the_middle_of_an_upload_hears_that_it_was_too_large(tmp_path: Path) -> None:
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        """As Starlette does, which answers before it lets an error pass."""
+        while (await receive())["type"] == "http.request":
+            pass
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        raise ConnectionError
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 2**20, "more_body": True}
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": []}
+    asyncio.run(Visitors(app, folder=tmp_path, limit=2**20)(scope, receive, send))
+    assert [one["status"] for one in sent if "status" in one] == [413]
+
+
 def test_two_people_may_have_the_same_picture(server: Any, visitor: Any) -> None:
     path = upload(visitor, CAT.read_bytes(), "class.jpg")
     with server.visitor() as other:
@@ -420,21 +392,81 @@ def test_a_very_large_picture_is_seen_whole_and_shown_smaller(visitor: Any, serv
     assert process.memory_info().rss - before < 1.2e9
 
 
-def test_uploads_are_deleted_by_age(tmp_path: Path) -> None:
+# What a server of its own is needed for. The first three share one, which the third ends.
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that asks for a password and deletes uploads after two seconds."""
     code = (
-        "import sightline.app.page as page; page.SWEPT_S = (1, 2)\n"
-        "from sightline.app.serve import run; run([], port=0, said=lambda address: print(address, flush=True))"
+        "import sys; import sightline.app.page as page; page.SWEPT_S = (1, 2); from sightline.cli import main\n"
+        "sys.argv = ['sightline', 'app', '--port', '0', '--auth', 'ann:secret']; main()"
     )
-    young = start(tmp_path / "young", code=code)
-    try:
-        with young.visitor() as client:
-            path = Path(upload(client, CAT.read_bytes() + b"old", "old.jpg"))
-            assert path.exists()
-            until = time.monotonic() + 20
-            while path.exists() and time.monotonic() < until:
-                time.sleep(0.2)
-            assert not path.exists()
-            kind, _ = asked(client, file(str(path)), "", "", "")
-            assert kind in ("error", "refused")
-    finally:
-        stop(young)
+    found = start(tmp_path_factory.mktemp("closed") / "server", code=code)
+    yield found
+    if found.process.poll() is None:
+        stop(found)
+
+
+@pytest.fixture
+def let_in(closed: Server) -> Iterator[httpx.Client]:
+    with closed.visitor() as client:
+        assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
+        yield client
+
+
+def test_a_password_is_asked_for(closed: Server) -> None:
+    with closed.visitor() as client:
+        assert client.post("/gradio_api/call/explain", json={"data": [None, "", "", ""]}).status_code == 401
+        assert client.post("/gradio_api/upload", files={"files": ("a.jpg", b"x")}).status_code == 401
+        assert client.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
+        assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
+        assert client.post("/gradio_api/upload", files={"files": ("a.jpg", b"x")}).status_code == 200
+        assert client.get("/health").status_code == 200
+
+
+def test_uploads_are_deleted_by_age(let_in: httpx.Client) -> None:
+    path = Path(upload(let_in, CAT.read_bytes() + b"old", "old.jpg"))
+    assert path.exists()
+    until = time.monotonic() + 20
+    while path.exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not path.exists()
+    kind, _ = asked(let_in, file(str(path)), "", "", "")
+    assert kind in ("error", "refused")
+
+
+def test_whoever_comes_when_the_queue_is_full_is_told_and_ctrl_c_deletes_what_was_uploaded(
+    closed: Server, let_in: httpx.Client
+) -> None:
+    path = upload(let_in, CAT.read_bytes())
+
+    def begin(number: int) -> Any:
+        return let_in.post("/gradio_api/call/explain", json={"data": [file(path), str(number), "score-cam", ""]})
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(begin, range(WAITING + 12)))
+    full = [answer for answer in answers if answer.status_code != 200]
+    assert len(answers) > len(full) >= 8
+    assert all("full" in answer.text.lower() for answer in full)
+    assert let_in.get("/health").status_code == 200
+    late = Path(upload(let_in, CAT.read_bytes() + b"late", "late.jpg"))
+    assert late.exists()
+    assert stop(closed) in (0, 130)
+    assert not list(closed.temporary.glob("sightline-app-*")), "what was uploaded is deleted at the end"
+
+
+def test_a_server_that_is_told_to_end_in_the_middle_of_a_long_question_deletes_what_was_uploaded(
+    tmp_path: Path,
+) -> None:
+    busy = start(tmp_path / "busy")
+    with busy.visitor() as client:
+        path = upload(client, CAT.read_bytes())
+        client.post("/gradio_api/call/explain", json={"data": [file(path), "", "is-cam", ""]})
+        time.sleep(1)
+        assert list(busy.temporary.glob("sightline-app-*/*/*")), "the upload is there"
+    busy.process.terminate()
+    busy.process.wait(timeout=20)
+    assert busy.process.stdout is not None
+    busy.process.stdout.close()
+    assert not list(busy.temporary.glob("sightline-app-*"))

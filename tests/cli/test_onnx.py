@@ -22,9 +22,9 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "m.onnx"
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "m.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -59,7 +59,7 @@ def test_methods_that_look_into_the_model_are_refused(cli: Run, model: Path) -> 
     result = cli("explain", DEMO, "--model", model, "--method", "grad-cam")
     assert result.code == 2
     assert "m.onnx is a black box" in result.err
-    assert "these methods work: occlusion" in result.err
+    assert "these methods work: kernel-shap, lime, occlusion, rise" in result.err
 
 
 def test_options_of_the_default_method_are_checked_when_the_model_is_known(cli: Run, model: Path) -> None:

@@ -17,6 +17,8 @@ from PIL import Image
 PAGE = Path(__file__).parents[2] / "docs" / "training-keras.md"
 
 
+# A ResNet50 in a process of its own. The callback and the maps have their tests in tests/train and tests/models.
+@pytest.mark.slow
 def test_the_page_about_training_with_keras_runs(shared_data: Path, tmp_path: Path) -> None:
     if find_spec("keras") is None:
         pytest.skip("keras isn't installed")

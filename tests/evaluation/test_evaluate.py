@@ -217,8 +217,11 @@ def test_a_line_that_was_cut_off_is_done_again(run: Callable[..., Evaluation], t
     ("changes", "said"),
     [
         ({"seed": 1}, "seed was 0 and is 1"),
-        ({"methods": ["grad-cam"]}, "methods: layer-cam was"),
-        ({"settings": {"average-drop": {}}, "metrics": ["average-drop"]}, "metrics: increase-in-confidence was"),
+        ({"methods": ["grad-cam"]}, "methods were grad-cam, layer-cam and are grad-cam"),
+        (
+            {"settings": {"average-drop": {}}, "metrics": ["average-drop"]},
+            "metrics were average-drop, increase-in-confidence, sparseness and are average-drop",
+        ),
         ({"labels": "folders"}, "labels was"),
     ],
 )

@@ -15,6 +15,7 @@ from conftest import CLASSES, Plain, assert_close, assert_untouched, images, see
 from oracles_perturbation import occlusion
 from sightline.errors import MethodError
 from sightline.methods import list_methods
+from sightline.models.preprocess import standard
 
 
 class Bent(nn.Module):
@@ -197,10 +198,11 @@ def test_another_score_than_a_class_can_be_asked_for() -> None:
 
 def test_it_stands_beside_methods_that_look_into_the_model() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    cam, found, again = sightline.compare(photo, methods=["grad-cam", "occlusion", "full-grad"])
+    model = sightline.adapt(seeded(Plain), preprocess=standard((224, 224), 224, mean=(0.5,) * 3, std=(0.5,) * 3))
+    cam, found, again = sightline.compare(photo, model, methods=["grad-cam", "occlusion", "full-grad"])
     assert [one.method for one in (cam, found, again)] == ["grad-cam", "occlusion", "full-grad"]
     assert (found.layer, found.where()) == ("input", "the input")
-    alone = sightline.explain(photo, method="occlusion")
+    alone = sightline.explain(photo, model, method="occlusion")
     assert found.raw.shape == (14, 14)
     np.testing.assert_allclose(alone.raw, found.raw, rtol=0, atol=1e-5)
 

@@ -197,9 +197,9 @@ def test_the_method_of_a_black_box_is_occlusion_and_of_others_grad_cam(module: n
     adapter = sightline.adapt(module, preprocess=PREPROCESS)
     assert sightline.explain(DEMO, adapter).method == "grad-cam"
     assert sightline.explain(DEMO, outside(module, preprocess=PREPROCESS)).method == "occlusion"
-    x = images(1)
+    x, few = images(1), {"samples": 30, "segments": 4}
     assert torch.equal(sightline.attribute(x, module), sightline.attribute(x, module, method="grad-cam"))
-    assert [one.method for one in sightline.compare(DEMO, outside(module, preprocess=PREPROCESS))] == [
+    assert [one.method for one in sightline.compare(DEMO, outside(module, preprocess=PREPROCESS), options=few)] == [
         name for name, one in list_methods().items() if one.needs == "scores"
     ]
 
@@ -273,7 +273,7 @@ def test_methods_are_compared_on_a_folder_for_a_black_box(module: nn.Module, tmp
     adapter = outside(module, preprocess=PREPROCESS)
     done = evaluate(tmp_path / "in", adapter, output=tmp_path / "out", methods=["occlusion"], metrics=["deletion"])
     assert not done.errors
-    with pytest.raises(MethodError, match="these methods work: occlusion"):
+    with pytest.raises(MethodError, match=r"these methods work: .*occlusion"):
         evaluate(tmp_path / "in", adapter, output=tmp_path / "more", metrics=["deletion"])
 
 
@@ -284,7 +284,7 @@ def test_the_page_answers_about_a_black_box(module: nn.Module) -> None:
     assert "Red places raised it" in answer.sentence
     assert layer_names(offer, "box", look_at(offer, "box", str(DEMO))) == []
     assert checked(offer, Question(str(DEMO))).checks
-    with pytest.raises(MethodError, match="these methods work: occlusion"):
+    with pytest.raises(MethodError, match=r"these methods work: .*occlusion"):
         ask(offer, Question(str(DEMO), method="grad-cam"))
     with pytest.raises(sightline.SightlineError, match="occlusion runs the network many times"):
         ask(offer, Question(str(DEMO), mode="layers"))

@@ -26,8 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 import sightline
-from conftest import assert_close, trace
+from conftest import assert_close, cheap, trace
 from sightline import adapt, attribute, explain, load_model
+from sightline.cli import main
 from sightline.cli.doctor import DEMO
 from sightline.engine.attention import WANTED
 from sightline.engine.decompose import decompose
@@ -334,7 +335,7 @@ def test_every_method_without_attention_works() -> None:
     names = [name for name in sightline.list_methods() if find(name).needs not in WANTED]
     assert len(names) > 15
     for name in names:
-        assert attribute(x, adapter, method=name, target=1).isfinite().all(), name
+        assert attribute(x, adapter, method=name, target=1, options=cheap(name)).isfinite().all(), name
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -695,36 +696,56 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {ending: saved(model, folder / f"mine{ending}") for ending in (".weights.h5", ".keras", ".h5")}
 
 
+@pytest.fixture(scope="module")
+def answers() -> Tensor:
+    """What the model of these files says, asked once."""
+    with torch.no_grad():
+        return architecture()(inputs(96).permute(0, 2, 3, 1), training=False)
+
+
 @pytest.mark.parametrize("ending", [".weights.h5", ".keras", ".h5"])
 def test_weights_of_every_format_give_the_logits_of_the_model_that_was_saved(
-    ending: str, files: dict[str, Path]
+    ending: str, files: dict[str, Path], answers: Tensor
 ) -> None:
     adapter = load_model("keras:MobileNetV2", weights=files[ending], preprocess={"size": 96})
-    x = inputs(96)
     with torch.no_grad():
-        assert_close(adapter.module(x).softmax(1), architecture()(x.permute(0, 2, 3, 1), training=False), 1e-5)
+        assert_close(adapter.module(inputs(96)).softmax(1), answers, 1e-5)
     told = {one.what: one.value for one in adapter.found}
     assert (told["classes"], told["width"]) == ("3", "alpha 0.35")
     assert adapter.provenance["weights"] == files[ending].name
     assert len(adapter.provenance["sha256"]) == 64
     (note,) = adapter.notes
     assert "nothing says it: preprocessing (size given" in note
+
+
+def test_nothing_is_guessed_of_local_weights_where_the_whole_preprocessing_is_given(files: dict[str, Path]) -> None:
     whole = {"size": 96, "mean": 0.5, "std": 0.5}
-    assert load_model("keras:MobileNetV2", weights=files[ending], preprocess=whole).notes == ()
+    assert load_model("keras:MobileNetV2", weights=files[".weights.h5"], preprocess=whole).notes == ()
 
 
-def explained(tmp_path: Path, *arguments: object) -> np.ndarray[Any, Any]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "sightline", "explain", str(DEMO), "-o", str(tmp_path / "out"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `sightline ...` in this process and gives what it prints."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["sightline", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        shown = capsys.readouterr()
+        assert not end.value.code, shown.err
+        return shown.out
+
+    return run
+
+
+def test_the_command_line_explains_a_picture_with_local_weights(
+    files: dict[str, Path], tmp_path: Path, command: Callable[..., str]
+) -> None:
+    chosen = ("--model", "keras:MobileNetV2", "--weights", files[".weights.h5"], "--target", 1)
+    command("explain", DEMO, "-o", tmp_path / "out", *chosen)
     (path,) = (tmp_path / "out").rglob("*.npy")
-    return np.load(path)
-
-
-def test_the_command_line_explains_a_picture_with_local_weights(files: dict[str, Path], tmp_path: Path) -> None:
-    found = explained(tmp_path, "--model", "keras:MobileNetV2", "--weights", files[".weights.h5"], "--target", 1)
+    found = np.load(path)
     keras.utils.set_random_seed(0)
     twin = keras.applications.MobileNetV2(alpha=0.35, weights=None, classes=3, classifier_activation=None)
     twin.load_weights(files[".weights.h5"])
@@ -735,7 +756,9 @@ def test_the_command_line_explains_a_picture_with_local_weights(files: dict[str,
     assert_close(torch.from_numpy(found), by_hand(parts, x, 1)[0], 1e-4)
 
 
-def test_an_archive_alone_is_built_again_and_gives_the_maps_of_the_model_that_was_saved(tmp_path: Path) -> None:
+def test_an_archive_alone_is_built_again_and_gives_the_maps_of_the_model_that_was_saved(
+    tmp_path: Path, command: Callable[..., str]
+) -> None:
     model = transfer()
     path = saved(model, tmp_path / "mine.keras")
     adapter, x = load_model(str(path)), inputs(64, span=255)
@@ -744,11 +767,7 @@ def test_an_archive_alone_is_built_again_and_gives_the_maps_of_the_model_that_wa
     assert_close(found, wanted, 1e-5)
     heatmap = explain(photo(), adapter)
     assert heatmap.layer == "mobilenetv2_0_35_64"
-    listed = subprocess.run(
-        [sys.executable, "-m", "sightline", "layers", str(path), "--all"], capture_output=True, text=True, timeout=120
-    )
-    assert listed.returncode == 0, listed.stderr
-    assert "mobilenetv2_0_35_64.block_16_project_BN" in listed.stdout
+    assert "mobilenetv2_0_35_64.block_16_project_BN" in command("layers", path, "--all")
 
 
 # ------------------------------------------------------------------------------------------------------- hostile files

@@ -313,3 +313,17 @@ def test_the_measured_view_of_a_photograph_is_not_used_for_one_of_another_size()
     for size in ((431, 300), (300, 431), (431, 300)):
         centre = (size[0] * 0.45, size[1] * 0.55)
         assert_found(sightline.explain(planted(size, centre, 28), adapter("resize and crop"), target=0), centre)
+
+
+def test_labels_are_laid_back_by_the_nearest_cell_and_minus_one_where_never_seen() -> None:
+    view = View((90, 60), (45, 30), (10, 0), (30, 30))
+    grid = np.arange(9).reshape(3, 3) * 7
+    placed = view.place_labels(grid)
+    assert placed.shape == (60, 90)
+    for y, x in ((0, 20), (59, 79), (30, 50), (19, 39), (20, 40)):
+        at_x, at_y = (x + 0.5) / 2 - 10, (y + 0.5) / 2
+        assert placed[y, x] == grid[int(at_y // 10), int(at_x // 10)]
+    assert (placed[:, :20] == -1).all()
+    assert (placed[:, 80:] == -1).all()
+    assert set(np.unique(placed[:, 20:80])) == set(grid.ravel()), "no value in between"
+    np.testing.assert_array_equal(placed == -1, np.isnan(view.place(grid)))

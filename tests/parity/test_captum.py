@@ -120,3 +120,112 @@ def test_maps_of_covered_squares_are_the_peers(size: tuple[int, int], patch: int
     by_pixel = found.repeat_interleave(rows, 1).repeat_interleave(columns, 2)
     assert theirs.abs().max() > 1e-3
     assert float((by_pixel - theirs[:, 0]).abs().max()) <= 1e-6
+
+
+# -------------------------------------------------------------------------------------------------- gradients of pixels
+
+
+def of_pixels(method: str, model: nn.Module, x: Tensor, layer: str) -> Tensor:
+    """Its map of class 2, channels put together as ours are, (B, H, W)."""
+    model = model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = {
+            "saliency": lambda: attr.Saliency(model).attribute(x, target=2).amax(dim=1),
+            "input-x-gradient": lambda: attr.InputXGradient(model).attribute(x, target=2).sum(dim=1),
+            "integrated-gradients": lambda: (
+                attr.IntegratedGradients(model).attribute(x, baselines=0.25, target=2, n_steps=20).sum(dim=1)
+            ),
+            "guided-backprop": lambda: attr.GuidedBackprop(model).attribute(x, target=2).sum(dim=1),
+            "deconvnet": lambda: attr.Deconvolution(model).attribute(x, target=2).sum(dim=1),
+            "guided-grad-cam": lambda: (
+                attr.GuidedGradCam(model, model.get_submodule(layer))
+                .attribute(x, target=2, interpolate_mode="bilinear")
+                .sum(dim=1)
+            ),
+            "deep-lift": lambda: attr.DeepLift(model).attribute(x, baselines=0.25, target=2).sum(dim=1),
+        }[method]()
+    return found.detach()
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "integrated-gradients": {"baseline": 0.25, "steps": 20},
+    "deep-lift": {"baseline": 0.25},
+}
+
+
+@pytest.mark.agrees("captum", param="method")
+@pytest.mark.parametrize("net", ["plain", "flat"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "saliency",
+        "input-x-gradient",
+        "integrated-gradients",
+        "guided-backprop",
+        "deconvnet",
+        "guided-grad-cam",
+        "deep-lift",
+    ],
+)
+def test_gradients_of_pixels_are_the_peers(method: str, net: str) -> None:
+    model, x = seeded(MODELS[net], dtype=torch.float64), images(2, dtype=torch.float64)
+    wanted = of_pixels(method, model, x, model.layer)
+    found = sightline.attribute(x, model, method=method, target=2, layer=model.layer, options=OPTIONS.get(method, {}))
+    assert wanted.any()
+    # Its nodes of the integral are of single precision.
+    assert_close(found, wanted, 1e-5 if method == "integrated-gradients" else 1e-9)
+
+
+class Reused(nn.Module):
+    """One ReLU that runs twice, as in torchvision's residual networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+        self.relu, self.head = nn.ReLU(), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.relu(self.second(self.relu(self.first(x)))).mean(dim=(2, 3)))
+
+
+class Apart(Reused):
+    """The same network with a ReLU for each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.other(self.second(self.relu(self.first(x)))).mean(dim=(2, 3)))
+
+
+@pytest.mark.differs(
+    "captum", "deep-lift", says="it fails on a ReLU that runs twice; ours is its map with one for each place"
+)
+def test_a_relu_that_runs_twice_is_followed_each_time() -> None:
+    x = images(2, dtype=torch.float64)
+    reused, apart = seeded(Reused, dtype=torch.float64), seeded(Apart, dtype=torch.float64)
+    with pytest.raises((AssertionError, RuntimeError)):
+        of_pixels("deep-lift", reused, x, "")
+    found = sightline.attribute(x, reused, method="deep-lift", target=2, options=OPTIONS["deep-lift"])
+    assert_close(found, of_pixels("deep-lift", apart, x, ""), 1e-9)
+    rises = (reused(x) - reused(torch.full_like(x, 0.25)))[:, 2].detach()
+    assert_close(found.sum(dim=(1, 2)), rises, 1e-9)
+
+
+@pytest.mark.differs(
+    "captum", "guided-backprop", "deconvnet", says="it does not see a ReLU that is called as a function"
+)
+@pytest.mark.parametrize("method", ["guided-backprop", "deconvnet"])
+def test_a_relu_that_is_a_function_is_seen(method: str) -> None:
+    class Called(Apart):
+        def forward(self, x: Tensor) -> Tensor:
+            inner = torch.relu(self.first(x))
+            return self.head(torch.relu(self.second(inner)).mean(dim=(2, 3)))
+
+    x = images(1, dtype=torch.float64)
+    called, apart = seeded(Called, dtype=torch.float64), seeded(Apart, dtype=torch.float64)
+    found = sightline.attribute(x, called, method=method, target=2)
+    assert_close(found, of_pixels(method, apart, x, ""), 1e-9)
+    assert float((of_pixels(method, called, x, "") - found).abs().max()) > 1e-3 * float(found.abs().max())

@@ -13,7 +13,7 @@ from PIL import Image
 from made import photograph
 from sightline.errors import MethodError
 from sightline.render.colormap import DIVERGING, SEQUENTIAL, levels, palette
-from sightline.render.overlay import STYLES, check_style, hatch, heat, overlay
+from sightline.render.overlay import STYLES, Superpixels, check_style, hatch, heat, overlay
 
 SIZE = (90, 60)
 LAID_ON = ("heat", "grey-photo")
@@ -32,6 +32,21 @@ def pixels(picture: Image.Image) -> np.ndarray:
 
 def plain(colour: Any) -> Image.Image:
     return Image.new("RGB", SIZE, colour)
+
+
+def blocks(strengths: np.ndarray) -> Superpixels:
+    """Superpixels of 20 x 30 pixels with the mean value in each, NaN as never looked at."""
+    height, width = strengths.shape
+    labels = (np.arange(height) // 20)[:, None] * (-(-width // 30)) + (np.arange(width) // 30)
+    counts = np.maximum(np.bincount(labels.ravel()), 1)
+    means = np.bincount(labels.ravel(), np.nan_to_num(strengths).ravel()) / counts
+    return Superpixels(np.where(np.isnan(strengths), -1, labels), means)
+
+
+def laid(photo: Image.Image, strengths: np.ndarray, style: str, signed: bool = False) -> Image.Image:
+    """In any style."""
+    pieces = blocks(strengths) if style == "superpixels" else None
+    return overlay(photo, strengths, 1.0, style=style, signed=signed, superpixels=pieces)
 
 
 def opacity(strengths: np.ndarray, scale: float = 1.0, style: str = "heat", **options: Any) -> np.ndarray:
@@ -124,7 +139,7 @@ def test_both_signs_of_one_strength_are_equally_opaque() -> None:
 def test_what_the_model_never_saw_is_hatched(style: str, signed: bool) -> None:
     photo, strengths = plain((200, 40, 40)), values(0.5)
     strengths[:, :30] = np.nan
-    drawn = pixels(overlay(photo, strengths, 1.0, style=style, signed=signed))
+    drawn = pixels(laid(photo, strengths, style, signed))
     margin = np.unique(drawn[:, :30].reshape(-1, 3), axis=0)
     assert len(margin) == 3, "dark lines beside light ones on a pale ground"
     assert (margin.max(axis=1) - margin.min(axis=1) <= 2).all(), "without colour, so that it is no heat"
@@ -135,9 +150,9 @@ def test_what_the_model_never_saw_is_hatched(style: str, signed: bool) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_the_hatch_does_not_reach_into_what_the_model_saw(style: str) -> None:
     photo, strengths = photograph(SIZE), values(0.5)
-    whole = pixels(overlay(photo, strengths, 1.0, style=style))
+    whole = pixels(laid(photo, strengths, style))
     strengths[:, :30] = np.nan
-    beside = pixels(overlay(photo, strengths, 1.0, style=style))
+    beside = pixels(laid(photo, strengths, style))
     inner = slice(34, None) if style == "contours" else slice(30, None)
     assert (beside[:, inner] == whole[:, inner]).all()
 
@@ -166,7 +181,7 @@ def test_every_style_keeps_size_and_mode_and_the_photograph(style: str, size: tu
     before = photo.tobytes()
     for strengths in (values(0.7, size), values(None, size), values(0.0, size), values(np.nan, size)):
         kept = strengths.copy()
-        drawn = overlay(photo, strengths, 1.0, style=style, signed=signed)
+        drawn = laid(photo, strengths, style, signed)
         assert (drawn.size, drawn.mode) == (size, "RGB")
         np.testing.assert_array_equal(strengths, kept)
     assert photo.tobytes() == before
@@ -176,11 +191,71 @@ def test_every_style_keeps_size_and_mode_and_the_photograph(style: str, size: tu
 def test_every_style_shows_where_the_heat_is(style: str) -> None:
     photo, strengths = photograph(SIZE), values(0.0)
     strengths[20:40, 30:60] = 1.0
-    with_heat, without = (pixels(overlay(photo, each, 1.0, style=style)) for each in (strengths, values(0.0)))
+    with_heat, without = (pixels(laid(photo, each, style)) for each in (strengths, values(0.0)))
     changed = (with_heat != without).any(axis=2)
     assert changed[15:45, 25:65].mean() > (0.1 if style == "contours" else 0.4)
     assert not changed[:12].any()
     assert not changed[:, 75:].any()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_faded_shows_a_single_pixel_of_any_sign_on_a_photograph_of_any_colour(signed: bool) -> None:
+    for colour in ("white", "black", "red", (40, 120, 200)):
+        for value in (1.0, -1.0) if signed else (1.0,):
+            strengths = values(0.0)
+            strengths[30, 45] = value
+            drawn = pixels(overlay(plain(colour), strengths, 1.0, style="faded", signed=signed))
+            around, speck = drawn[30, 44], drawn[30, 45]
+            assert np.ptp(around) <= 3, "where nothing was found there is no colour"
+            assert np.abs(speck - around).max() > 90
+            if signed:
+                assert (speck[0] > speck[2]) == (value > 0)
+
+
+def test_faded_goes_towards_the_colour_of_0() -> None:
+    photo = plain("grey")
+    pale, dark = (pixels(overlay(photo, values(0.0), 1.0, style="faded", signed=signed)) for signed in (True, False))
+    assert pale.min() > 190
+    assert dark.max() < 60
+    tinted = pixels(overlay(photo, values(0.0), 1.0, style="faded", colormap="viridis"))[0, 0]
+    assert tinted[2] > tinted[1] + 30
+
+
+def test_superpixels_for_are_red_those_against_blue_and_the_weak_grey() -> None:
+    strengths = values(0.0)
+    strengths[:20, :30], strengths[20:40, 30:60], strengths[40:, 60:] = 1.0, -1.0, 0.05
+    drawn = pixels(laid(plain("grey"), strengths, "superpixels", signed=True))
+    assert drawn[10, 15, 0] > drawn[10, 15, 2] + 40
+    assert drawn[30, 45, 2] > drawn[30, 45, 0] + 40
+    for weak in (drawn[50, 75], drawn[10, 75]):
+        assert np.ptp(weak) <= 1
+    assert np.ptp(pixels(laid(plain("grey"), strengths, "superpixels"))[30, 45]) <= 1, (
+        "against counts where it is drawn"
+    )
+
+
+def test_no_more_than_ten_superpixels_of_a_sign_are_filled() -> None:
+    strengths = np.repeat(np.linspace(0.2, 1, 24, dtype=np.float32).reshape(4, 6), 30, axis=1).repeat(20, axis=0)
+    drawn = pixels(laid(Image.new("RGB", (180, 80), "grey"), strengths, "superpixels", signed=True))
+    middles = drawn[10::20, 15::30].reshape(24, 3)
+    assert [at for at, one in enumerate(middles) if np.ptp(one) > 5] == list(range(14, 24))
+
+
+@pytest.mark.parametrize("size", [(90, 60), (1800, 1200)])
+def test_borders_of_superpixels_are_sharp_and_where_they_belong(size: tuple[int, int]) -> None:
+    labels = (np.arange(size[0]) >= size[0] // 3).astype(np.int64) * np.ones((size[1], 1), np.int64)
+    photo = Image.new("RGB", size, "grey")
+    drawn = pixels(
+        overlay(photo, values(0.0, size), 1.0, style="superpixels", superpixels=Superpixels(labels, np.zeros(2)))
+    )
+    white = (drawn == 255).all(axis=2)
+    assert white[:, size[0] // 3].all()
+    assert 0.5 * size[0] / 500 <= white[0].sum() <= 1 + 1.5 * size[0] / 500
+
+
+def test_superpixels_of_a_map_without_some_are_refused() -> None:
+    with pytest.raises(MethodError, match="made of superpixels"):
+        overlay(photograph(SIZE), values(), 1.0, style="superpixels")
 
 
 def test_the_spotlight_leaves_the_hot_place_and_dims_the_rest() -> None:

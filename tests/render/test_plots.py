@@ -22,7 +22,9 @@ from PIL import Image
 
 from sightline.errors import OutputError
 from sightline.render import plots
-from sightline.render.plots import SCALE, WIDTH, Line, Row, confusion, critical_differences, curves, intervals
+from sightline.render.matrix import confusion
+from sightline.render.page import SCALE, WIDTH, Page
+from sightline.render.plots import Line, Row, critical_differences, curves, intervals
 
 NAN = float("nan")
 COUNTS = [1, 2, 6, 9, 14, 30]
@@ -78,14 +80,14 @@ class Drawn:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Drawn]:
     """Every page that was drawn in this test."""
     pages: list[Drawn] = []
-    original = plots._Page.image
+    original = Page.image
 
     def image(page: Any, height: float) -> Image.Image:
         picture = original(page, height)
         pages.append(Drawn(page, height))
         return picture
 
-    monkeypatch.setattr(plots._Page, "image", image)
+    monkeypatch.setattr(Page, "image", image)
     return pages
 
 

@@ -48,6 +48,8 @@ def test_everything_public_is_documented_with_its_arguments_and_on_the_page(name
     assert f"`{name}" in PAGE or f"{name}(" in PAGE
 
 
+# It trains two networks once more, which test_shortcut.py asks the same questions; the others are test_networks.py's.
+@pytest.mark.slow
 def test_the_pages_python_runs() -> None:
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)

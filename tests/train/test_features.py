@@ -54,7 +54,7 @@ def fed_to_the_head(network: Network, examples: list[Example], mirrored: bool = 
     return torch.cat(seen)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("mirrored", [False, True], ids=["as they are", "mirrored"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -81,7 +81,7 @@ def test_the_file_holds_what_the_head_is_fed(
     assert (tmp_path / "f").read_bytes() == np.asarray(found, "<f4").tobytes()
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("mirrored", [False, True], ids=["as they are", "mirrored"])
 def test_every_row_is_that_of_its_picture(mirrored: bool, pictures: list[Example], tmp_path: Path) -> None:
     network = small()
     found = features(network, pictures, tmp_path / "f", SIZE, mirrored)

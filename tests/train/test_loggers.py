@@ -100,6 +100,7 @@ def test_an_offline_run_of_wandb_holds_numbers_and_pictures_by_our_step(
     logger.close()
     run.log({"loss": 0.5})  # still open
     run.finish()
+    wandb.teardown()  # the end of the process that writes the file; `finish` returns before it is on the disk
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     lines = [
         {".".join(item.nested_key) or item.key: item.value_json for item in one.history.item}

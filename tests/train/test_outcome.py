@@ -6,10 +6,8 @@ import base64
 import csv
 import dataclasses
 import io
-import json
+import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +23,7 @@ from sightline import adapt
 from sightline.errors import NonFiniteError, OutputError
 from sightline.flow import compare, look
 from sightline.models.adapter import Adapter
+from sightline.render.page import Page
 from sightline.train import outcome
 from sightline.train.folders import Example, Folders
 from sightline.train.outcome import EVEN_BORDER, Epoch, headline, write_outcome
@@ -226,13 +225,13 @@ def test_a_picture_of_one_epoch_shows_a_dot_at_a_whole_number(
     three: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[list[str]] = []
-    image = outcome.curves.__globals__["_Page"].image
+    image = Page.image
 
     def watched(page: Any, height: float) -> Image.Image:
         drawn.append([one.get_text() for one in page._figure.artists if hasattr(one, "get_text")])
         return image(page, height)
 
-    monkeypatch.setattr(outcome.curves.__globals__["_Page"], "image", watched)
+    monkeypatch.setattr(Page, "image", watched)
     folder = written(tmp_path / "run", three, SAID, history=[epoch(3, moved=NAN)], best=3)
     loss, accuracy, heat, _ = drawn
     assert "3" in loss
@@ -327,80 +326,56 @@ def test_no_name_can_do_anything_in_the_page(tmp_path: Path) -> None:
     assert "https://" not in page.content
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_hostile_names_as_text_asks_for_nothing_and_never_scrolls_sideways(
-    scheme: str, tmp_path: Path
-) -> None:
+def test_a_browser_shows_hostile_names_as_text_asks_for_nothing_and_never_scrolls_sideways(tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("there is no chromium on this machine")
     folders = pictures(tmp_path / "data", [f"{name}.png" for name in HOSTILE], range(len(HOSTILE)), HOSTILE)
     file = written(tmp_path / "run", folders, np.roll(np.eye(len(HOSTILE)), 1, axis=1), told=HOSTILE) / "index.html"
-    asked: list[str] = []
     with playwright.sync_playwright() as running:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = running.chromium.launch(executable_path=program, args=flags)
-        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: asked.append(message.text))
-        page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
-        page.goto(file.as_uri())
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        shown = page.evaluate("[...document.images].map(one => one.complete && one.naturalWidth > 0)")
-        ink, paper = page.evaluate(
-            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
-        )
-        said = page.inner_text("#data ~ ul")
+        for scheme in ("light", "dark"):
+            asked: list[str] = []
+            page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.on("console", lambda message, asked=asked: asked.append(message.text))
+            page.on("dialog", lambda dialog, asked=asked: (asked.append(dialog.message), dialog.dismiss()))
+            page.goto(file.as_uri())
+            shown = page.evaluate("[...document.images].map(one => one.complete && one.naturalWidth > 0)")
+            ink, paper = page.evaluate(
+                "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+            )
+            assert page.evaluate("document.documentElement.scrollWidth") == 390
+            assert HOSTILE[0] in page.inner_text("#data ~ ul")
+            assert [one for one in asked if not one.startswith("data:image/")] == [file.as_uri()]
+            assert shown == [True] * 6
+            bright = [sum(int(part) for part in colour[4:-1].split(",")) for colour in (ink, paper)]
+            assert (bright[0] < bright[1]) == (scheme == "light")
+            assert abs(bright[0] - bright[1]) > 500
         browser.close()
-    assert [one for one in asked if not one.startswith("data:image/")] == [file.as_uri()]
-    assert wide == 390
-    assert shown == [True] * 6
-    assert HOSTILE[0] in said
-    bright = [sum(int(part) for part in colour[4:-1].split(",")) for colour in (ink, paper)]
-    assert (bright[0] < bright[1]) == (scheme == "light")
-    assert abs(bright[0] - bright[1]) > 500
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
 
-CHILD = """
-import json, resource, signal, sys
-from pathlib import Path
-sys.path[:0] = json.loads(sys.argv[3])
-import test_outcome as t
-from sightline.errors import OutputError
-root = Path(sys.argv[1])
-folders = t.pictures(root / "data", ["a/1.png", "b/2.png"], [0, 1], ["ash", "birch"])
-t.written(root / "run", folders, [[0.9, 0.1], [0.25, 0.75]])
-before = {one.name: one.read_bytes() for one in (root / "run").iterdir()}
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # as if the disk were full then
-try:
-    t.written(root / "run", folders, [[0.1, 0.9], [0.25, 0.75]])
-    said = "nothing"
-except OutputError as error:
-    said = str(error)
-after = {one.name: one.read_bytes() for one in (root / "run").iterdir()}
-print(json.dumps({"said": said, "files": sorted(after), "page": after["index.html"] == before["index.html"],
-                  "picture": after["curves.png"] == before["curves.png"]}))
-"""
-
 
 def test_a_full_disk_is_an_output_error_and_the_old_files_stay(tmp_path: Path) -> None:
-    places = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    found = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path), "5000", json.dumps(places)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    told = json.loads(found.stdout)
-    assert told["said"] == f"{tmp_path / 'run'} can't be written: File too large. Choose another place with -o"
-    assert told["files"] == [name for name in FILES if name != "mistakes.png"]
-    assert told["page"]
-    assert told["picture"]
+    folders = pictures(tmp_path / "data", ["a/1.png", "b/2.png"], [0, 1], ["ash", "birch"])
+    run = written(tmp_path / "run", folders, [[0.9, 0.1], [0.25, 0.75]])
+    before = {one.name: one.read_bytes() for one in run.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # as if the disk were full then
+    try:
+        with pytest.raises(OutputError) as error:
+            written(run, folders, [[0.1, 0.9], [0.25, 0.75]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value) == f"{run} can't be written: File too large. Choose another place with -o"
+    after = {one.name: one.read_bytes() for one in run.iterdir()}
+    assert sorted(after) == [name for name in FILES if name != "mistakes.png"]
+    for name in ("index.html", "curves.png"):
+        assert after[name] == before[name]
 
 
 def test_a_run_folder_that_is_a_file_is_an_output_error(three: Folders, tmp_path: Path) -> None:

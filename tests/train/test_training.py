@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Red pictures and green ones, each of its own noise."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for side, number in (("train", 12), ("val", 4)):
+    for side, number in (("train", 12), ("val", 2)):
         for at, name in enumerate(("green", "red")):
             (root / side / name).mkdir(parents=True)
             for index in range(number):
@@ -51,6 +51,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels[20:60, 20:60, 1 - at] += 130
                 Image.fromarray(pixels).save(root / side / name / f"{index}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training from beginning to end; nobody may write into it."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    fit(data, **SMALL, output=folder)
+    return folder
 
 
 def result(folder: Path) -> dict[str, bytes]:
@@ -87,15 +95,22 @@ def test_the_run_is_a_model_that_explains_itself_with_nothing_else(data: Path, t
     heatmap = sightline.explain(data / "val" / "red" / "0.png", run)
     assert heatmap.predictions[0].label == "red"
     rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
-    assert {row["picture"] for row in rows} == {f"val/{name}/{at}.png" for name in found.classes for at in range(4)}
+    assert {row["picture"] for row in rows} == {f"val/{name}/{at}.png" for name in found.classes for at in range(2)}
     assert all(row["predicted"] == row["true"] for row in rows)
     with np.load(run / "maps.npz", allow_pickle=False) as film:
         assert film["epochs"].tolist() == [0, 1, 2, 3]
-        assert sorted(film["labels"].tolist()) == [0, 0, 0, 0, 1, 1, 1, 1], "not every class is filmed alike"
+        assert sorted(film["labels"].tolist()) == [0, 0, 1, 1], "not every class is filmed alike"
 
 
-@pytest.mark.parametrize("frozen", [{"freeze": "none"}, {"freeze": 2}, {"freeze": "trunk"}, {"freeze": "trunk", "flip": True}],
-                         ids=["none", "two layers", "trunk", "trunk, mirrored"])  # fmt: skip
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        pytest.param({"freeze": "none"}, id="none"),
+        pytest.param({"freeze": 2}, id="two layers", marks=pytest.mark.slow),
+        pytest.param({"freeze": "trunk"}, id="trunk", marks=pytest.mark.slow),
+        pytest.param({"freeze": "trunk", "flip": True}, id="trunk, mirrored"),
+    ],
+)
 def test_a_training_that_was_stopped_anywhere_goes_on_to_the_same_bits(
     data: Path, tmp_path: Path, frozen: dict[str, Any]
 ) -> None:
@@ -109,7 +124,7 @@ def test_a_training_that_was_stopped_anywhere_goes_on_to_the_same_bits(
     expected = result(tmp_path / "whole")
     # Stopped again and again, each time a few steps later than the last time.
     again, stops = tmp_path / "again", 0
-    for at in (2, total[0] // 3, total[0] // 2):
+    for at in (2, total[0] // 2):
         with pytest.raises(Stop):
             fit(data, **settings, output=again, watch=stopping(at), resume=(again / "manifest.json").exists())
         stops += 1
@@ -121,7 +136,7 @@ def test_a_training_that_was_stopped_anywhere_goes_on_to_the_same_bits(
         resume=True,
         watch=lambda one: steps.append(one.done) if one.what == "training" else None,
     )
-    assert stops == 3
+    assert stops == 2
     if frozen["freeze"] != "trunk":  # of which half of the steps are the features
         assert min(steps) > 0, "what was done before is done again"
     assert result(again) == expected
@@ -129,14 +144,13 @@ def test_a_training_that_was_stopped_anywhere_goes_on_to_the_same_bits(
     assert result(again) == expected, "what is over is not left as it was"
 
 
-def test_the_seed_decides_and_nothing_else_does(data: Path, tmp_path: Path) -> None:
+def test_the_seed_decides_and_nothing_else_does(data: Path, whole: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    fit(data, **SMALL, output=tmp_path / "a")
-    torch.manual_seed(2)
-    fit(data, **SMALL, output=tmp_path / "b")
-    fit(data, **SMALL, output=tmp_path / "c", seed=1)
-    assert result(tmp_path / "a") == result(tmp_path / "b")
-    assert result(tmp_path / "a")["model.safetensors"] != result(tmp_path / "c")["model.safetensors"]
+    fit(data, **SMALL, output=tmp_path / "again")
+    assert result(tmp_path / "again") == result(whole)
+    torch.manual_seed(1)
+    fit(data, **SMALL, output=tmp_path / "again", seed=1, force=True)
+    assert result(tmp_path / "again")["model.safetensors"] != result(whole)["model.safetensors"]
 
 
 def test_ctrl_c_in_the_first_epoch_leaves_a_model_that_loads(data: Path, tmp_path: Path) -> None:
@@ -150,7 +164,7 @@ def test_ctrl_c_in_the_first_epoch_leaves_a_model_that_loads(data: Path, tmp_pat
 def test_nothing_of_the_process_is_left_changed(data: Path, tmp_path: Path) -> None:
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), list(warnings.filters)  # type: ignore[union-attr]
     levels = [logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")]
-    fit(data, **SMALL, output=tmp_path / "run")
+    fit(data, **{**SMALL, "epochs": 1}, output=tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[union-attr]
     assert list(warnings.filters) == states[2]
@@ -186,7 +200,7 @@ def test_the_validation_loss_is_that_of_all_pictures_however_they_come_in_batche
     assert isinstance(found, Trained)
     model, losses = sightline.load_model(tmp_path / "run"), []
     for name, weight in (("green", 16 / (2 * 12)), ("red", 16 / (2 * 4))):
-        for at in range(4):
+        for at in range(2):
             x = model.preprocess(Image.open(unbalanced / "val" / name / f"{at}.png"))[0]  # type: ignore[misc]
             with torch.no_grad():
                 said = model.module(x[None])[0].softmax(0)[found.classes.index(name)].item()
@@ -239,16 +253,14 @@ def test_what_can_not_be_is_refused_before_anything_is_trained(
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_run_is_never_mixed_with_another_one_or_with_the_pictures(data: Path, tmp_path: Path) -> None:
+def test_a_run_is_never_mixed_with_another_one_or_with_the_pictures(data: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    fit(data, **SMALL, output=run)
+    shutil.copytree(whole, run)
     with pytest.raises(OutputError, match="--resume goes on"):
         fit(data, **SMALL, output=run)
     with pytest.raises(OutputError, match="seed was 0 and is 1"):
         fit(data, **SMALL, output=run, seed=1, resume=True)
-    first = result(run)
-    fit(data, **SMALL, output=run, seed=1, force=True)
-    assert result(run)["model.safetensors"] != first["model.safetensors"]
+    assert result(run) == result(whole)
     with pytest.raises(OutputError, match="lies inside the pictures"):
         fit(data, **SMALL, output=data / "run")
     foreign = tmp_path / "foreign"
@@ -386,8 +398,7 @@ def test_pictures_inside_the_run_are_refused(data: Path, run: Path, tmp_path: Pa
     assert (inside / "train" / "red" / "0.png").exists()
 
 
-def test_a_film_that_could_not_be_written_is_written_at_the_end(data: Path, tmp_path: Path) -> None:
-    fit(data, **SMALL, output=tmp_path / "whole")
+def test_a_film_that_could_not_be_written_is_written_at_the_end(data: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     def watch(progress: Progress) -> None:
@@ -398,7 +409,7 @@ def test_a_film_that_could_not_be_written_is_written_at_the_end(data: Path, tmp_
 
     with pytest.warns(UserWarning, match="heat maps of epoch 3"):
         fit(data, **SMALL, output=run, watch=watch)
-    assert result(run) == result(tmp_path / "whole")
+    assert result(run) == result(whole)
 
 
 @pytest.mark.slow
@@ -436,15 +447,15 @@ def test_two_processes_train_together(data: Path, tmp_path: Path, freeze: str) -
     assert sightline.load_model(tmp_path / "run").labels == ("green", "red")
 
 
-def test_cats_and_dogs_are_told_apart_after_a_minute(shared_data: Path, tmp_path: Path) -> None:
-    for side, number in (("train", 60), ("val", 30)):
+@pytest.mark.slow
+def test_cats_and_dogs_are_told_apart_within_a_minute(shared_data: Path, tmp_path: Path) -> None:
+    for side, number in (("train", 30), ("val", 20)):
         for name in ("cat", "dog"):
             (tmp_path / "data" / side / name).mkdir(parents=True)
             for one in sorted((shared_data / "cats-vs-dogs" / side / name).iterdir())[:number]:
                 (tmp_path / "data" / side / name / one.name).symlink_to(one)
-    found = fit(tmp_path / "data", output=tmp_path / "run", epochs=5, loggers=[])
+    found = fit(tmp_path / "data", output=tmp_path / "run", epochs=3, loggers=[])
     assert isinstance(found, Trained)
-    print(found.headline)
     assert found.accuracy >= 0.95
 
 
@@ -455,25 +466,19 @@ def test_all_cats_and_dogs_reach_ninety_seven_percent(shared_data: Path, tmp_pat
     assert found.accuracy >= 0.97
 
 
-def test_two_at_once_in_one_process_come_out_as_each_alone(data: Path, tmp_path: Path) -> None:
-    fit(data, **SMALL, output=tmp_path / "alone")
+def test_two_at_once_in_one_process_come_out_as_each_alone(data: Path, whole: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for one in [pool.submit(fit, data, **SMALL, output=tmp_path / name) for name in ("a", "b")]:
             one.result()
-    assert result(tmp_path / "a") == result(tmp_path / "b") == result(tmp_path / "alone")
+    assert result(tmp_path / "a") == result(tmp_path / "b") == result(whole)
 
 
-def test_a_run_is_not_written_over_the_model_that_it_begins_with(data: Path, tmp_path: Path) -> None:
-    fit(data, **SMALL, output=tmp_path / "run")
-    before = result(tmp_path / "run")
+def test_a_run_is_not_written_over_the_model_that_it_begins_with(data: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
     with pytest.raises(OutputError, match="begun with"):
-        fit(
-            data,
-            **{**SMALL, "model": str(tmp_path / "run"), "random_weights": False},
-            output=tmp_path / "run",
-            force=True,
-        )
-    assert result(tmp_path / "run") == before
+        fit(data, **{**SMALL, "model": str(run), "random_weights": False}, output=run, force=True)
+    assert result(run) == result(whole)
 
 
 def test_a_training_that_is_told_to_end_says_so_and_fails(data: Path, tmp_path: Path) -> None:

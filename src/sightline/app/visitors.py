@@ -89,8 +89,9 @@ class Visitors:
 
         async def sending(message: Message) -> None:
             nonlocal answered
-            answered = True
-            await send(message)
+            if answered or got <= self.limit + 2**20:  # else it is the 500 of whoever was cut off in the middle
+                answered = True
+                await send(message)
 
         try:
             await self.app(scope, counting, sending)

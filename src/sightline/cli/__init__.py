@@ -11,16 +11,7 @@ import typer
 from sightline.cli.output import fail, say
 from sightline.errors import SightlineError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    invoke_without_command=True,
-)
 
-
-@app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
@@ -44,16 +35,44 @@ def _spelled_out(arguments: list[str]) -> list[str]:
     return found
 
 
-def main() -> None:
-    """Entry point: our errors become one message on stderr and exit code 2, without a traceback."""
-    from sightline.cli import compare, concepts, doctor, evaluate, explain, layers, methods, metrics, models, train, web
+def _app() -> typer.Typer:
+    """Every command, put together anew: a second `main()` in one process must not find each of them twice."""
+    from sightline.cli import (
+        batch,
+        compare,
+        concepts,
+        doctor,
+        evaluate,
+        explain,
+        layers,
+        methods,
+        metrics,
+        models,
+        runs,
+        train,
+        web,
+    )
 
-    for command in (explain, compare, evaluate, train, concepts, models, layers, methods, metrics, doctor):
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        invoke_without_command=True,
+    )
+    app.callback()(_options)
+    for command in (explain, compare, evaluate, batch, train, concepts, models, layers, methods, metrics, doctor):
         app.command(command.__name__.rpartition(".")[2])(command.run)
     app.command("app")(web.run)
+    app.add_typer(runs.app(), name="runs")
+    return app
+
+
+def main() -> None:
+    """Entry point: our errors become one message on stderr and exit code 2, without a traceback."""
     debug = "--debug" in sys.argv
     try:
-        app(_spelled_out([argument for argument in sys.argv[1:] if argument != "--debug"]), prog_name="sightline")
+        _app()(_spelled_out([argument for argument in sys.argv[1:] if argument != "--debug"]), prog_name="sightline")
     except SightlineError as error:
         if debug:
             traceback.print_exc()

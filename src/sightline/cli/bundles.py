@@ -20,6 +20,7 @@ from sightline.cli.output import plain, say, tell, waiting
 from sightline.errors import ImageError, LayerError, MethodError, MetricError, NonFiniteError, OutputError, TargetError
 
 DEFAULT_FOLDER = Path("sightline-out")
+_MANY = 100  # pictures from which on it is said how many
 
 
 def write_bundles(
@@ -35,8 +36,9 @@ def write_bundles(
     over_options: Sequence[str],
     options: Sequence[str],
     memory_mb: float,
+    max_calls: int | None,
     top: int,
-    style: str,
+    style: str | None,
     colormap: str | None,
     own_scale: bool,
     folder: Path,
@@ -45,8 +47,9 @@ def write_bundles(
     as_json: bool,
     trust: str | None = None,
     random_from: Path | None = None,
+    agree: bool = False,
 ) -> None:
-    """The body of `explain` and `compare`. A picture that fails is told at the end, and the others go on; exit code 1."""
+    """The body of `explain` and `compare`, which says how far methods `agree`. A picture that fails is told at the end, and the others go on; exit code 1."""
     from sightline.bundle import check_free
 
     images = find_images(photos if random_from is None else [_folder(random_from)], folder)
@@ -104,8 +107,11 @@ def write_bundles(
         if random_from is not None:
             chosen_one = f"one of {of:,} pictures in {plain(random_from)}, at random: {plain(images[0])}"
             (tell if as_json else say)(f"{chosen_one}{_folder_says(images[0], adapter.labels or ())}")
-        with _progress(len(images)) as (step, within):
+        if style == "superpixels":
+            _check_superpixels(chosen or everything)
+        with _progress(len(images)) as (step, within, asking):
             for image, place in zip(images, places, strict=True):
+                shown = _Shown(asking)
                 try:
                     found = compare(
                         image,
@@ -118,10 +124,24 @@ def write_bundles(
                         fuse=fuse,
                         memory_mb=memory_mb,
                         progress=within,
+                        max_calls=max_calls,
+                        told=shown.tell,
                     )
-                    cards = _cards(found, trust, within) if trust else []
+                    cards = []
+                    if trust:
+                        rest = None if max_calls is None else max_calls - shown.pictures
+                        asking("trust")
+                        cards = _cards(found, trust, within, rest)
+                    agreements = _agreements(found) if agree else []
                     save(
-                        found, place, style=style, colormap=colormap, force=force, same_scale=not own_scale, cards=cards
+                        found,
+                        place,
+                        style=style,
+                        colormap=colormap,
+                        force=force,
+                        same_scale=not own_scale,
+                        cards=cards,
+                        agreements=agreements,
                     )
                 except (ImageError, NonFiniteError, MemoryError, TargetError, LayerError, MethodError) as error:
                     if done == len(failed) and isinstance(error, TargetError | LayerError | MethodError):
@@ -130,7 +150,7 @@ def write_bundles(
                     if as_json:
                         say(json.dumps({"image": str(image), "size": None, "error": str(error)}))
                 else:
-                    (_say_json if as_json else _say)(image, place, found, top, cards)
+                    (_say_json if as_json else _say)(image, place, found, top, cards, agreements)
                 done += 1
                 step()
     except KeyboardInterrupt:
@@ -240,20 +260,68 @@ def name_folders(images: Sequence[Path], folder: Path) -> list[Path]:
     return places
 
 
-def _cards(found: Sequence[Any], trust: str, within: Callable[[int, int], None]) -> list[Any]:
-    """A trust card for each map; how much it asks is said beforehand."""
+class _Shown:
+    """Says once a method and photograph how many pictures the model is about to be shown, and counts them."""
+
+    def __init__(self, asking: Callable[[str], None]) -> None:
+        self.pictures = 1  # the photograph itself
+        self._asking, self._said = asking, set[str]()
+
+    def tell(self, method: str, pictures: int) -> None:
+        self.pictures += pictures
+        self._asking(method)
+        if pictures >= _MANY and method not in self._said:
+            self._said.add(method)
+            tell(f"{plain(method)}: the model is shown {pictures:,} pictures")
+
+
+def _agreements(found: Sequence[Any]) -> list[Any]:
+    """How far the methods agree about each target that three or more of them were asked for."""
+    from sightline.agreements import agreement
+
+    targets: dict[tuple[str, int | None], list[Any]] = {}
+    for one in found:
+        targets.setdefault((one.label, one.index), []).append(one)
+    return [agreement(maps) for maps in targets.values() if len({one.method for one in maps}) >= 3]
+
+
+def _check_superpixels(chosen: Sequence[Any]) -> None:
+    """Told before the first picture, not after the last question."""
+    from sightline.heatmap import OF_SUPERPIXELS
+
+    without = [one.name for one in chosen if one.name not in OF_SUPERPIXELS]
+    if without:
+        raise MethodError(
+            f"--style superpixels: {without[0]} has no superpixels to draw; {' and '.join(OF_SUPERPIXELS)} have. "
+            "Leave --style out, and each map has its own"
+        )
+
+
+def _cards(found: Sequence[Any], trust: str, within: Callable[[int, int], None], left: int | None) -> list[Any]:
+    """A trust card for each map; how much it asks is said beforehand, and refused where fewer pictures are left."""
     from sightline.trust import planned_for
 
     full = trust == "full"
     count = sum(planned_for(one.origin, full) for one in found)
+    if left is not None and count > left:
+        raise MetricError(
+            f"--trust shows the model about {count:,} pictures, and --max-calls leaves {max(0, left):,}; allow more, or leave --trust out"
+        )
     tell(
         f"checking {'everything' if full else 'how far to believe it'}: about {count:,} pictures are shown to the model"
     )
     return [one.trust(full=full, progress=within) for one in found]
 
 
-def _say(image: Path, place: Path, found: Sequence[Any], top: int, cards: Sequence[Any] = ()) -> None:
-    from sightline.heatmap import cautions
+def _say(
+    image: Path,
+    place: Path,
+    found: Sequence[Any],
+    top: int,
+    cards: Sequence[Any] = (),
+    agreements: Sequence[Any] = (),
+) -> None:
+    from sightline.heatmap import agreement_names, cautions
     from sightline.render.panel import percent
 
     first = found[0]
@@ -262,25 +330,35 @@ def _say(image: Path, place: Path, found: Sequence[Any], top: int, cards: Sequen
     say(f"  says: {plain(says, 1000)}")
     for one in found:
         at = f"strongest at x {one.peak[0]}, y {one.peak[1]}" if one.evidence > 0 else "nowhere above 0"
-        say(f"  {one.method} for {plain(one.label)}: {at} ({one.where()}, {one.raw.shape[0]}x{one.raw.shape[1]})")
+        grid = one.grid() if one.style == "superpixels" else f"{one.raw.shape[0]}x{one.raw.shape[1]}"
+        say(f"  {one.method} for {plain(one.label)}: {at} ({one.where()}, {grid})")
     for warning in cautions(found):
         say(f"  note: {plain(warning, 600)}")
     for one, card in zip(found, cards, strict=False):
         say(f"  trust: the map for {plain(one.label)} is {card.verdict_in_words()}")
         for check in card.checks:
             say(f"    {check.name}: {check.outcome}; {plain(check.says, 600)}")
-    say(f"  picture: {plain(place / 'panel.png')}{' and trust.png' if cards else ''}")
+    for one in agreements:
+        about = f" about {plain(one.target)}" if len(agreements) > 1 else ""
+        say(f"  agreement{about}: {'RED FLAG, ' if one.disagree else ''}{one.says}")
+    names = ["panel.png", *(["trust.png"] if cards else []), *agreement_names(agreements)]
+    say(f"  picture: {plain(place / names[0])}{''.join(f' and {name}' for name in names[1:])}")
 
 
-def _say_json(image: Path, place: Path, found: Sequence[Any], top: int, cards: Sequence[Any] = ()) -> None:
-    from sightline.heatmap import file_names
+def _say_json(
+    image: Path,
+    place: Path,
+    found: Sequence[Any],
+    top: int,
+    cards: Sequence[Any] = (),
+    agreements: Sequence[Any] = (),
+) -> None:
+    from sightline.heatmap import agreement_records, file_names
 
     first = found[0]
     maps = []
-    for number, one in enumerate(found, 1):
-        files = {kind: str(place / name) for kind, name in file_names(number, len(found)).items()}
-        if not cards:
-            files.pop("trust")
+    for number, (one, names) in enumerate(zip(found, file_names(found, bool(cards)), strict=True), 1):
+        files = {kind: str(place / name) for kind, name in names.items()}
         maps.append(one.record(files) | ({"trust": cards[number - 1].record()} if cards else {}))
     line = {
         "image": str(image),
@@ -288,6 +366,11 @@ def _say_json(image: Path, place: Path, found: Sequence[Any], top: int, cards: S
         "predictions": [dataclasses.asdict(one) for one in first.predictions[:top]],
         "maps": maps,
     }
+    if agreements:
+        line["agreement"] = [
+            {**one, "files": {kind: str(place / name) for kind, name in one["files"].items()}}
+            for one in agreement_records(agreements)
+        ]
     say(json.dumps(line))
 
 
@@ -304,25 +387,29 @@ def parsed_option(text: str, flag: str) -> tuple[str, Any]:
         return name.replace("-", "_"), value
 
 
-def _check_style(style: str, colormap: str | None) -> None:
+def _check_style(style: str | None, colormap: str | None) -> None:
     """Told before the model is loaded, not after."""
     from sightline.render.colormap import palette
     from sightline.render.overlay import check_style
 
-    check_style(style)
+    if style is not None:
+        check_style(style)
     if colormap is not None:
         palette(colormap)
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None]]]:
-    """Bars on stderr with the time left: over the pictures, and within one; nothing where no terminal is."""
+def _progress(
+    total: int,
+) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None], Callable[[str], None]]]:
+    """Bars on stderr with the time left: over the pictures, and within one, with a name; nothing where no terminal is."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield (lambda: None), (lambda done, of: None)
+        yield (lambda: None), (lambda done, of: None), (lambda name: None)
         return
     columns = (SpinnerColumn(), *Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -334,4 +421,25 @@ def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[int, i
                 progress.reset(questions)
             progress.update(questions, completed=done, total=of, visible=done < of)
 
-        yield (lambda: progress.advance(pictures)), within
+        def asking(name: str) -> None:
+            progress.update(questions, description=escape(f"{plain(name, 40)}: asking the model again"))
+
+        yield (lambda: progress.advance(pictures)), within, asking
+
+
+def names(given: Sequence[str] | None) -> list[str] | None:
+    """Names given again and again, or with commas between."""
+    names = [name.strip() for text in given or [] for name in text.split(",") if name.strip()]
+    return list(dict.fromkeys(names)) or None
+
+
+def metric_settings(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Options of metrics, METRIC.NAME=VALUE each."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        metric, dot, rest = text.partition(".")
+        if not dot or "=" not in rest:
+            raise MetricError(f"--setting {text!r}; expected METRIC.NAME=VALUE, such as deletion.step=224")
+        name, value = parsed_option(rest, "--setting")
+        found.setdefault(metric, {})[name] = value
+    return found

@@ -38,11 +38,15 @@ def run(model: Chosen) -> None:
     say(f"{torch.get_num_threads()} threads; " + (f"CUDA: {', '.join(devices)}" if devices else "no CUDA device"))
     extras = {
         "app": "gradio",
-        "evaluate": "pyarrow",
+        "evaluate": "scipy",
+        "batch": "pyarrow",
+        "ray": "ray",
+        "tables": "polars",
         "train": "lightning",
         "transformers": "transformers",
         "keras": "keras",
         "onnx": "onnxruntime",
+        "superpixels": "skimage",
     }
     missing = [extra for extra, package in extras.items() if find_spec(package) is None]
     say(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json as to_json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sightline.cli.bundles import parsed_option
+from sightline.cli.bundles import metric_settings, names, parsed_option
 from sightline.cli.explain import Memory, Options
 from sightline.cli.model import Chosen, takes_a_model
-from sightline.cli.output import plain, say, tell, waiting
+from sightline.cli.output import counted, plain, say, tell, waiting
 from sightline.errors import MetricError
 
 DEFAULT_FOLDER = Path("sightline-evaluation")
@@ -85,7 +83,7 @@ def run(
             from sightline.evaluation.run import METHODS
             from sightline.methods.registry import find
 
-            chosen = _names(methods) or list(METHODS)
+            chosen = names(methods) or list(METHODS)
             given = dict(parsed_option(text, "--option") for text in option or [])
             options = {
                 name: {key: value for key, value in given.items() if key in find(name).options} for name in chosen
@@ -96,7 +94,7 @@ def run(
                         f"--option {key}: none of {', '.join(chosen)} has it; a metric's own is --setting METRIC.{key}=VALUE"
                     )
             adapter = model.load(for_layer=layer)
-        with _progress() as watch:
+        with counted("evaluating", "forwards") as watch:
 
             def note(done: int, of: int, pictures: int) -> None:
                 count[:] = [done, of]
@@ -107,13 +105,13 @@ def run(
                 adapter,
                 output=output,
                 methods=chosen,
-                metrics=_names(metrics),
+                metrics=names(metrics),
                 labels=labels,
                 masks=masks,
                 boxes=boxes,
                 layer=layer,
                 options={name: each for name, each in options.items() if each},
-                settings=_settings(setting or []),
+                settings=metric_settings(setting or []),
                 boards=boards,
                 board_confidence=board_confidence,
                 limit=limit,
@@ -138,50 +136,3 @@ def run(
     if found.errors:
         tell(f"{len(found.errors)} pictures could not be evaluated; their reasons are in {plain(output / 'table.md')}")
         raise typer.Exit(1)
-
-
-def _names(given: Sequence[str] | None) -> list[str] | None:
-    """Names given again and again, or with commas between."""
-    names = [name.strip() for text in given or [] for name in text.split(",") if name.strip()]
-    return list(dict.fromkeys(names)) or None
-
-
-def _settings(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for text in given:
-        metric, dot, rest = text.partition(".")
-        if not dot or "=" not in rest:
-            raise MetricError(f"--setting {text!r}; expected METRIC.NAME=VALUE, such as deletion.step=224")
-        name, value = parsed_option(rest, "--setting")
-        found.setdefault(metric, {})[name] = value
-    return found
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, int], None]]:
-    """A bar on stderr with the time left and the pictures shown to the model a second; nothing where no terminal is."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        # A line now and then, for logs.
-        told = [0]
-
-        def tell_tenth(done: int, of: int, pictures: int) -> None:
-            if of and done * 10 // of > told[0]:
-                told[0] = done * 10 // of
-                tell(f"{done} of {of} done, {pictures:,} forwards")
-
-        yield tell_tenth
-        return
-    columns = (
-        SpinnerColumn(),
-        *Progress.get_default_columns(),
-        TimeElapsedColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("evaluating", total=None, shown="")
-        yield lambda done, of, pictures: progress.update(task, completed=done, total=of, shown=f"{pictures:,} forwards")

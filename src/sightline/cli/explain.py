@@ -50,7 +50,21 @@ Options = Annotated[
     typer.Option("--option", metavar="NAME=VALUE", help="Option of the method; see: sightline methods"),
 ]
 Top = Annotated[int, typer.Option("--top", min=1, help="How many of the model's answers to show.")]
-StyleName = Annotated[str, typer.Option("--style", help="heat, grey-photo, contours, spotlight or flat.")]
+MaxCalls = Annotated[
+    int | None,
+    typer.Option(
+        "--max-calls",
+        metavar="N",
+        min=1,
+        help="Show the model at most N pictures for each photograph; what needs more is refused before it starts.",
+    ),
+]
+StyleName = Annotated[
+    str | None,
+    typer.Option(
+        "--style", help="heat, grey-photo, contours, spotlight, flat, faded or superpixels. [default: by the map]"
+    ),
+]
 Colormap = Annotated[str | None, typer.Option("--colormap", help="Any name of matplotlib. [default: inferno]")]
 OwnScale = Annotated[
     bool, typer.Option("--own-scale", help="Stretch each map to its own maximum; strengths then do not compare.")
@@ -86,8 +100,9 @@ def run(
     combine_option: OverOptions = None,
     option: Options = None,
     memory: Memory = 512,
+    max_calls: MaxCalls = None,
     top: Top = 3,
-    style: StyleName = "heat",
+    style: StyleName = None,
     colormap: Colormap = None,
     own_scale: OwnScale = False,
     trust: Annotated[
@@ -121,6 +136,7 @@ def run(
         over=combine,
         over_options=combine_option or [],
         memory_mb=memory,
+        max_calls=max_calls,
         options=option or [],
         top=top,
         style=style,

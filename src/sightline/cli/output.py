@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -50,3 +50,33 @@ def waiting(text: str) -> Iterator[None]:
         return
     with console.status(escape(text)):
         yield
+
+
+@contextmanager
+def counted(what: str, unit: str) -> Iterator[Callable[[int, int, int], None]]:
+    """A bar on stderr with the time left, told (done, of all, how many of the unit); a line for each tenth where no terminal is."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        # A line now and then, for logs.
+        told = [0]
+
+        def tell_tenth(done: int, of: int, number: int) -> None:
+            if of and done * 10 // of > told[0]:
+                told[0] = done * 10 // of
+                tell(f"{done} of {of} done, {number:,} {unit}")
+
+        yield tell_tenth
+        return
+    columns = (
+        SpinnerColumn(),
+        *Progress.get_default_columns(),
+        TimeElapsedColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None, shown="")
+        yield lambda done, of, number: progress.update(task, completed=done, total=of, shown=f"{number:,} {unit}")

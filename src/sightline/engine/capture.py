@@ -23,7 +23,7 @@ from sightline.models.adapter import INPUT, Adapter, no_layers
 from sightline.models.grids import Layout
 from sightline.models.layers import choose, layout
 from sightline.models.outputs import only_grid, tensors_of, with_grid
-from sightline.models.twin import isolated, submodule, twin
+from sightline.models.twin import constant, isolated, submodule, twin
 
 Joint = Tensor | GradientEdge
 _OF_INPUT, _OF_SCORE = "the input", "the score"
@@ -45,6 +45,7 @@ class Capture:
         finite: (stage, which images are free of NaN and infinity there (B,)), stage after stage.
         module: the model.
         place: which of the layers that were captured together it is, in the order in which they ran.
+        rule: what its ReLUs hand back instead of their derivative; None for that.
         latest: the classes that were asked for last, and the answer: several methods then share one backward.
     """
 
@@ -59,6 +60,7 @@ class Capture:
     finite: tuple[tuple[str, Tensor], ...] = ()
     module: nn.Module | None = field(default=None, repr=False)
     place: int = 0
+    rule: str | None = None
     latest: dict[tuple[int | None, ...], Capture] = field(default_factory=dict, repr=False)
 
 
@@ -277,6 +279,8 @@ def _forward(
     if len({id(submodule(adapter.module, name)) for name in names}) < len(set(names)):
         raise LayerError(f"the layers {', '.join(names)} are one and the same module; name it once")
     stand_in = lean(twin(adapter.module, {name: tap(name) for name in names}))
+    if whole:  # the graph is that of the pixels, and of no weights
+        stand_in = constant(stand_in)
     # A copy, so that a model which works on its input in place does not reach the caller's.
     given = x.clone(memory_format=adapter.memory_format)
     version = given._version

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sightline.data.images import read_image
 from sightline.engine.attention import AttentionCapture, InSteps, Wanted, attend
 from sightline.engine.capture import Capture, capture, check_input, fed, joint_of, toward
 from sightline.engine.decompose import Parts, decompose
+from sightline.engine.rules import Ruled
 from sightline.engine.targets import NO_GRADIENT, Asked, Target, TargetSpec, resolve, score_of, table
-from sightline.errors import ModelError, SightlineError, TargetError
-from sightline.models.adapter import Adapter
+from sightline.errors import MethodError, ModelError, NonFiniteError, SightlineError, TargetError
+from sightline.models.adapter import Adapter, like_weights
 from sightline.models.grids import Layout
 from sightline.models.layers import stages
 from sightline.models.outputs import only_grid, with_grid
-from sightline.models.twin import isolated, twin
+from sightline.models.twin import constant, isolated, twin
 
 # How much larger than its input a network's widest pair of layers is at most (VGG: 43), and than a grid its head's.
-_PER_IMAGE, _PER_GRID = 48, 8
+# With a graph, what its layers said is kept until the gradient is taken.
+_PER_IMAGE, _PER_GRID, _PER_GRADIENT = 48, 8, 192
 MEMORY_MB = 512
 Progress = Callable[[int, int], None]
 
@@ -39,7 +42,10 @@ class Probe:
         output: images (N, C, H, W) -> what the model returns for them, logits (N, K).
         score_head: what-if outputs of the layer (N, C, h, w) -> scores (N,), with the trunk run on the one image.
         output_head: the same -> what the model returns, as `Adapter.logits` gives it.
-        score_grad: images (N, C, H, W) -> (scores (N,), d score / d image (N, C, H, W)).
+        score_grad: images (N, C, H, W) -> (scores (N,), d score / d image (N, C, H, W)); optionally under
+            another rule than the derivative for ReLUs (a `Ruled`).
+        multipliers: images and baselines (N, C, H, W) -> (scores, scores of the baselines (N,), DeepLIFT's multipliers (N, C, H, W)).
+        picture: a photograph, or its file -> what the model's preprocessing makes of it (1, C, H, W).
         capture: images (N, C, H, W) -> what the layer says to them, with scores and, unless left out, gradients.
         attention: images (N, C, H, W), what is wanted of the score -> what the attentions say to them.
         other: another picture (1, C, H, W) -> its capture with scores, and a probe of it.
@@ -48,8 +54,10 @@ class Probe:
         curvature: target, V (1, C, h, w) -> the target's Hessian at the layer times V, at the price of the head.
         parts: the score taken apart into picture and biases.
         steps: cuts N images into slices that fit into memory (or of a given size), and tells the person who waits how far it is.
+        gradient_steps: the same for images whose gradients are asked for.
         head_steps: the same for N grids.
         notes: what the method has to say about its result is appended here.
+        details: what there is to see beside the map, by name: arrays, numbers, curves.
     """
 
     asked: Asked
@@ -58,7 +66,9 @@ class Probe:
     output: Callable[[Tensor], Tensor]
     score_head: Callable[[Tensor], Tensor]
     output_head: Callable[[Tensor], Tensor]
-    score_grad: Callable[[Tensor], tuple[Tensor, Tensor]]
+    score_grad: Callable[..., tuple[Tensor, Tensor]]
+    multipliers: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    picture: Callable[[Any], Tensor]
     capture: Callable[..., Capture]
     attention: Callable[[Tensor, Wanted], AttentionCapture]
     other: Callable[[Tensor], tuple[Capture, Probe]]
@@ -67,8 +77,10 @@ class Probe:
     curvature: Callable[[Target, Tensor], Tensor]
     parts: Callable[[], Parts]
     steps: Callable[..., Iterator[slice]]
+    gradient_steps: Callable[..., Iterator[slice]]
     head_steps: Callable[..., Iterator[slice]]
     notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def probe(
@@ -78,6 +90,7 @@ def probe(
     *,
     memory_mb: float = MEMORY_MB,
     progress: Progress | None = None,
+    budget: Budget | None = None,
 ) -> Probe:
     """Permission to ask `adapter` again about the one image of a capture.
 
@@ -87,6 +100,7 @@ def probe(
         asked: the target.
         memory_mb: what one forward may need above what is there; an estimate from the sizes of input and grid.
         progress: told (done, total) while a method asks many questions.
+        budget: how many pictures the model may be shown.
     """
     x, layer = seen.input, seen.layer
     form = seen.layout or Layout("maps", (seen.activations.shape[2], seen.activations.shape[3]))
@@ -96,30 +110,46 @@ def probe(
     if not isinstance(memory_mb, int | float) or not memory_mb > 0:
         raise ModelError(f"memory_mb is {memory_mb!r}; expected a number of megabytes above 0")
     plain = twin(adapter.module, {})
+    frozen = constant(twin(adapter.module, {}))
+    spent = Budget() if budget is None else budget
+    calls = 0
+    many = False  # whether the model has taken several pictures at once
     apart = any(_by_batch(one) for one in adapter.module.modules())
     batch = 1 if apart else _fitting(memory_mb, x, _PER_IMAGE, 16)
+    gradient_batch = 1 if apart else _fitting(memory_mb, x, _PER_GRADIENT, 16)
     head_batch = 1 if apart else _fitting(memory_mb, seen.activations, _PER_GRID, 512)
     live = [seen] if seen.joint is not None else []
     in_steps: list[Capture] = []
 
     def run(model: Any, images: Tensor) -> Any:
-        return fed(adapter, model, images.clone(memory_format=adapter.memory_format))
+        nonlocal calls, many
+        calls += 1
+        spent.spend(len(images))
+        try:
+            found = fed(adapter, model, images.clone(memory_format=adapter.memory_format))
+        except (ModelError, NonFiniteError) as error:
+            if adapter.black_box:  # which call it was is all that can be known of it
+                raise type(error)(f"in call {calls}, with {len(images)} pictures: {error}") from error
+            raise
+        many = many or len(images) > 1
+        return found
 
     def scored(output: Any, count: int, target: Target | None = None) -> Tensor:
         if isinstance(output, Tensor) and len(output) != count:
             raise ModelError(f"{adapter.name} gave {len(output)} rows for {count} questions")
         return score_of([asked if target is None else Asked(target, None, "")] * count, output, count)
 
-    def in_parts(images: Tensor, then: Callable[[Tensor], Any]) -> list[Any]:
+    def in_parts(images: Tensor, then: Callable[[Tensor], Any], size: int | None = None) -> list[Any]:
         """In slices that fit into memory; one by one, from then on, where a model takes no more."""
-        nonlocal batch
+        nonlocal batch, gradient_batch
+        size = min(batch, size or batch)
         try:
-            return [then(part) for part in images.split(batch)]
+            return [then(part) for part in images.split(size)]
         except ModelError:
-            if min(batch, len(images)) == 1:
+            if min(size, len(images)) == 1 or many:
                 raise
         found = [then(part) for part in images.split(1)]
-        batch = 1
+        batch = gradient_batch = 1
         return found
 
     def score(images: Tensor, target: Target | None = None, bfloat16: bool = False) -> Tensor:
@@ -169,21 +199,51 @@ def probe(
             # A skip connection that is concatenated doesn't broadcast: give the trunk as many images.
             return torch.cat(in_parts(grids, lambda part: asked_with(x.expand(len(part), -1, -1, -1), part)))
 
-    def score_grad(images: Tensor) -> tuple[Tensor, Tensor]:
-        def one(part: Tensor) -> tuple[Tensor, Tensor]:
-            leaf = part.detach().requires_grad_()
-            values = scored(run(plain, leaf), len(part))
+    def of_pixels(images: Tensor, rule: Ruled | None) -> tuple[Tensor, Tensor]:
+        leaf = images.detach().requires_grad_()
+        with rule or nullcontext():
+            output = run(frozen, leaf)
+        values = scored(output, len(images))
+        try:
             found = torch.autograd.grad(values.sum(), leaf, allow_unused=True) if values.requires_grad else (None,)
-            if found[0] is None:
-                raise TargetError(NO_GRADIENT)
-            return values.detach(), found[0]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ModelError(
+                f"no gradient can be taken back to the picture through {adapter.name}: {error}. Gradient checkpointing and in-place "
+                "changes of the output do this; switch them off"
+            ) from error
+        if found[0] is None:
+            raise TargetError(NO_GRADIENT)
+        return values.detach(), found[0]
+
+    def score_grad(images: Tensor, rule: Ruled | None = None) -> tuple[Tensor, Tensor]:
+        with isolated(x), torch.enable_grad():
+            parts = in_parts(images, lambda part: of_pixels(part, rule), gradient_batch)
+            scores, gradients = zip(*parts, strict=True)
+        return torch.cat(scores), torch.cat(gradients)
+
+    def multipliers(images: Tensor, baselines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def pairs(part: Tensor) -> tuple[Tensor, ...]:
+            scores, gradients = of_pixels(part.transpose(0, 1).flatten(0, 1), Ruled("rescale"))
+            return (*scores.chunk(2), gradients[: len(part)])
 
         with isolated(x), torch.enable_grad():
-            scores, gradients = zip(*in_parts(images, one), strict=True)
-        return torch.cat(scores), torch.cat(gradients)
+            both = torch.stack([images, baselines], dim=1)
+            found = in_parts(both, pairs, max(1, gradient_batch // 2))
+        scores, others, shares = (torch.cat(one) for one in zip(*found, strict=True))
+        return scores, others, shares
+
+    def picture(photo: Any) -> Tensor:
+        if adapter.preprocess is None:
+            raise ModelError(
+                f"{adapter.name} comes without preprocessing, so that no photograph can be its baseline; give numbers or a tensor"
+            )
+        return like_weights(adapter.preprocess(read_image(photo)[0])[0][None], adapter.module)
 
     def capture_of(images: Tensor, gradients: bool = True) -> Capture:
         def one(part: Tensor) -> Capture:
+            spent.spend(len(part))
             (found,) = toward(capture(adapter, part, [layer]), [asked] * len(part), gradients)
             return dataclasses.replace(found, output=None, joint=None, latest={})
 
@@ -191,12 +251,22 @@ def probe(
         return found[0] if len(found) == 1 else _joined(found)
 
     def other(picture: Tensor) -> tuple[Capture, Probe]:
+        spent.spend(len(picture))
         (one,) = toward(capture(adapter, picture, [layer]), [asked], gradients=False)
-        return one, probe(adapter, one, asked, memory_mb=memory_mb)
+        return one, probe(adapter, one, asked, memory_mb=memory_mb, budget=spent)
+
+    def attention(images: Tensor, wanted: Wanted) -> AttentionCapture:
+        spent.spend(len(images))
+        return attend(adapter, images, wanted, lambda _: [asked] * len(images))
+
+    def parts() -> Parts:
+        spent.spend(len(x))
+        return decompose(adapter, x, asked)
 
     def all_stages() -> list[Capture]:
         with isolated(x):
             names = stages(adapter.module, x, adapter.folded, adapter.logits)
+        spent.spend(len(x))
         return toward(capture(adapter, x, names), [asked])
 
     def alive() -> Capture:
@@ -228,8 +298,10 @@ def probe(
             (bent,) = torch.autograd.grad(gradient, joint, moved, retain_graph=True, allow_unused=True)
         return torch.zeros_like(direction) if bent is None else form.to_grid(bent.detach())
 
-    def steps(fitting: int) -> Callable[..., Iterator[slice]]:
+    def steps(fitting: int, pictures: bool = True) -> Callable[..., Iterator[slice]]:
         def cut(total: int, size: int = fitting) -> Iterator[slice]:
+            if pictures:
+                spent.plan(total)
             for start in range(0, total, size):
                 if progress is not None:
                     progress(start, total)
@@ -247,16 +319,52 @@ def probe(
         score_head=score_head,
         output_head=output_head,
         score_grad=score_grad,
+        multipliers=multipliers,
+        picture=picture,
         capture=capture_of,
-        attention=lambda images, wanted: attend(adapter, images, wanted, lambda _: [asked] * len(images)),
+        attention=attention,
         other=other,
         stages=all_stages,
         toward=toward_score,
         curvature=curvature,
-        parts=lambda: decompose(adapter, x, asked),
+        parts=parts,
         steps=steps(batch),
-        head_steps=steps(head_batch),
+        gradient_steps=steps(gradient_batch),
+        head_steps=steps(head_batch, pictures=False),
     )
+
+
+@dataclass
+class Budget:
+    """How many pictures a model may be shown, and has been.
+
+    Attributes:
+        most: the bound; None for none.
+        told: called with how many are about to be shown, before the first of them.
+        spent: how many were shown.
+    """
+
+    most: int | None = None
+    told: Callable[[int], None] | None = None
+    spent: int = 0
+
+    def plan(self, pictures: int) -> None:
+        """Says how many are to come, or refuses before the first."""
+        if self.most is not None and self.spent + pictures > self.most:
+            before = f" after {self.spent:,} that it has seen" if self.spent else ""
+            raise MethodError(
+                f"this would show the model {pictures:,} pictures{before}, and at most {self.most:,} were allowed (max_calls); "
+                "ask for fewer with the method's options, or allow more"
+            )
+        if self.told is not None:
+            self.told(pictures)
+
+    def spend(self, pictures: int) -> None:
+        if self.most is not None and self.spent + pictures > self.most:
+            raise MethodError(
+                f"stopped: the model has seen {self.spent:,} pictures, and at most {self.most:,} were allowed (max_calls)"
+            )
+        self.spent += pictures
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.attribution import Origin, attribute, fused, map_of, toward_all
+from sightline.attribution import Origin, Terms, attribute, fused, map_of, toward_all
 from sightline.engine.capture import Capture
 from sightline.engine.capture import capture as run_once
 from sightline.engine.targets import per_image, probabilities
@@ -77,7 +77,7 @@ def measured_picture(item: Item, ask: Ask, told: Told | None = None) -> dict[str
         options = ask.options.get(method.name, {})
         origin = Origin(ask.adapter, method, target, seen.input, (seen.layer,), options, ask.memory_mb)
         try:
-            signed = map_of(method, ask.adapter, seen, [target], options, ask.memory_mb, None, [], [])
+            signed = map_of(method, ask.adapter, seen, [target], Terms(options, ask.memory_mb))
             raw = signed[0].double().cpu().numpy()
             shown = fused(method, [seen], [signed])[0].double().cpu().numpy()
         except _FAILURES as error:

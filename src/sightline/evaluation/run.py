@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import nn
-
-import sightline
 from sightline._optional import require
 from sightline.attribution import Model, adapter_of
 from sightline.engine.probe import MEMORY_MB
@@ -28,6 +21,7 @@ from sightline.errors import (
 from sightline.evaluation.items import PREDICTIONS, Item, find_items
 from sightline.evaluation.picture import BOARDS, Ask, measured_board, measured_picture
 from sightline.evaluation.tables import Evaluation, files, write_tables
+from sightline.identity import identity
 from sightline.methods.registry import Function, Method, check_options, check_possible, find
 from sightline.metrics.boards import draw_boards
 from sightline.metrics.measure import Settings, check_metrics
@@ -136,16 +130,7 @@ def evaluate(
     )
     settled = {one.name: {**one.options, **ask.settings.get(one.name, {})} for one in judged}
     plan = {
-        "sightline": sightline.__version__,
-        "torch": torch.__version__,
-        "model": {
-            "name": adapter.name,
-            **adapter.provenance,
-            "weights": _fingerprint(adapter.module),
-            "classes": _digest("\n".join(adapter.labels or ())),
-            "input": _digest_of_input(adapter),
-        },
-        "methods": {one.name: {**ask.options.get(one.name, {}), **_code(one)} for one in chosen},
+        **identity(adapter, chosen, ask.options),
         "metrics": settled,
         "labels": labels,
         "masks": str(masks or boxes or ""),
@@ -255,38 +240,6 @@ def _with_steps(metrics: Sequence[Metric], settings: Settings, adapter: Adapter)
     step = -(-int(width) * int(height) // CURVE_STEPS)
     coarse = {one.name: {"step": step} for one in metrics if one.name in ("deletion", "insertion")}
     return {name: {**coarse.get(name, {}), **settings.get(name, {})} for name in {**coarse, **settings}}
-
-
-def _fingerprint(module: nn.Module) -> str:
-    """Of all weights and buffers, so that no run goes on with others."""
-    found = hashlib.blake2b(digest_size=12)
-    for name, one in module.state_dict().items():
-        found.update(name.encode())
-        if isinstance(one, torch.Tensor):
-            found.update(one.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
-
-
-def _digest_of_input(adapter: Adapter) -> str:
-    """Of what the preprocessing makes of a picture, so that no run goes on with another."""
-    if adapter.preprocess is None:
-        return ""
-    pixels = (np.indices((48, 64)).sum(axis=0)[..., None] * np.array([1, 2, 3])) % 256
-    x, _ = adapter.preprocess(Image.fromarray(pixels.astype(np.uint8)))
-    return _digest(str(tuple(x.shape)) + x.detach().cpu().double().numpy().tobytes().hex())
-
-
-def _code(method: Method) -> dict[str, str]:
-    """What a function of the user's own says, so that no run goes on with another of the same name."""
-    code = getattr(method.function, "__code__", None)
-    if method.function.__module__.startswith("sightline.") or code is None:
-        return {}
-    said = [one for one in code.co_consts if not hasattr(one, "co_code")]
-    return {"code": _digest(f"{code.co_code.hex()} {code.co_names} {said}")}
 
 
 def _state(path: Path) -> list[int]:

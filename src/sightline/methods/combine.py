@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.engine.attention import WANTED
-from sightline.engine.capture import Capture
+from sightline.engine.capture import Capture, of_input
 from sightline.engine.probe import Probe
+from sightline.engine.rules import Ruled
 from sightline.errors import MethodError
 from sightline.methods.gradient_cams import at_least_single, grad_cam_plus_plus
+from sightline.methods.input_gradients import met
 from sightline.methods.registry import (
     ONE_PASS,
+    PIXELS,
     WHOLE,
     Function,
     Method,
@@ -97,12 +100,32 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
         count, altered = copies(capture.input, **settings)
         maps = []
         one_pass = base.needs in ONE_PASS
-        together = one_pass and over != "scales"  # of one size, for a method that takes several
+        together = (
+            one_pass or base.needs in PIXELS
+        ) and over != "scales"  # of one size, for a method that takes several
         for part in probe.steps(count) if together else probe.steps(count, 1):
             some = list(islice(altered, part.stop - part.start))
             pictures = torch.cat([picture for picture, _ in some])
             if one_pass:
                 found = run(base, probe.capture(pictures, base.needs == "gradients"), options)
+            elif base.needs in PIXELS:
+                rule = PIXELS[base.needs]
+                with_rule = None if rule is None else Ruled(rule)
+                scores, gradients = probe.score_grad(pictures, with_rule)
+                if with_rule is not None:
+                    probe.notes.extend(
+                        note for note in met(base.name, "the model", with_rule) if note not in probe.notes
+                    )
+                seen = dataclasses.replace(
+                    of_input(capture),
+                    input=pictures,
+                    activations=pictures,
+                    gradients=gradients,
+                    scores=scores,
+                    output=None,
+                    latest={},
+                )
+                found = run(base, seen, options)
             elif base.needs in WANTED:
                 found = run(base, probe.attention(pictures, base.needs), options)
             else:
@@ -125,7 +148,13 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
     two = [one for one in inspect.signature(combined).parameters.values() if one.kind is not one.VAR_KEYWORD]
     combined.__signature__ = inspect.Signature([*two, *kept])  # type: ignore[attr-defined]
     combined.__doc__ = base.function.__doc__
-    needs: Needs = "input" if base.needs in ONE_PASS else "model" if base.needs in WANTED else base.needs
+    needs: Needs = base.needs
+    if base.needs in ONE_PASS:
+        needs = "input"
+    elif base.needs in PIXELS:
+        needs = "input-gradients"
+    elif base.needs in WANTED:
+        needs = "model"
     return dataclasses.replace(base, name=f"{base.name} over {over}", function=combined, needs=needs)
 
 

@@ -24,6 +24,13 @@ def activations_and_gradients(capture: Capture) -> tuple[Tensor, Tensor]:
     return at_least_single(capture.activations), at_least_single(capture.gradients)
 
 
+def scores_of(capture: Capture) -> Tensor:
+    """(B,), or a refusal where they were not asked for."""
+    if capture.scores is None:
+        raise MethodError("this capture holds no scores; ask for a target first")
+    return capture.scores
+
+
 def at_least_single(values: Tensor) -> Tensor:
     """Half precision raised to float32, because sums over hundreds of channels need it."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from sightline.engine.capture import Capture
 from sightline.methods.gradient_cams import hires_cam
-from sightline.methods.registry import Method
+from sightline.methods.registry import PIXELS, Method
 
 # A map whose strongest cell, in every cell, would still not make up this share of the score shows no evidence.
 EMPTY = 0.01
+# Made of guided gradients, though what it needs doesn't tell.
+_EDGES = "guided-grad-cam"
 
 
 def notices(
@@ -53,9 +55,19 @@ def notices(
         said.append(
             f"grad-cam averages gradients and can mark areas that the model did not use; hires-cam lies elsewhere by {differ * 100:.0f} % here"
         )
+    if edge_detector(method):
+        said.append(
+            "behaves like an edge detector: it shows what the picture holds, also where the model knows nothing "
+            "(its map hardly changes when upper layers are made random)"
+        )
     if is_probability and score > 0.999:
         said.append("saturated: the probability is so near 1 that its gradient vanishes; use the log-probability")
     return said
+
+
+def edge_detector(method: Method) -> bool:
+    """Whether it changes what ReLUs hand back so that the picture's edges come out, whatever the model says of them."""
+    return PIXELS.get(method.needs) is not None or method.name == _EDGES
 
 
 def _moved_by_places(capture: Capture) -> float | None:
@@ -71,6 +83,24 @@ def _moved_by_places(capture: Capture) -> float | None:
 def floor(method: Method, raw: Tensor, score: float) -> float:
     """The map's maximum up to which it counts as empty, and below which it is never stretched for display."""
     return EMPTY * abs(score) / raw.numel() if method.unit == "score" else 0.0
+
+
+def clipped(method: Method, raw: Tensor) -> float:
+    """The share of the map's highest value from which on colours don't change.
+
+    Gradients of pixels have a few that outshine all others: there 99 % of the pixels are told apart.
+    """
+    sizes = raw.abs().flatten()
+    highest = float(sizes.max())
+    if (
+        (method.needs not in (*PIXELS, "input-gradients") and not edge_detector(method))
+        or sizes.numel() < 1000
+        or highest <= 0
+    ):
+        return 1.0
+    # By rank, because a quantile of torch takes a bounded number of values.
+    bound = float(sizes.kthvalue(round(0.99 * sizes.numel())).values)
+    return bound / highest if bound > 0 else 1.0
 
 
 def difference(one: Tensor, other: Tensor) -> float:

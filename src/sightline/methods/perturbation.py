@@ -1,19 +1,21 @@
 """Maps that change the picture and ask the model for its score, and for nothing else.
 
-x = the picture as the model receives it (1, C, H, W), f = the target's score of a picture.
+x = the picture as the model receives it (1, C, H, W), x' = a baseline, f = the target's score of a picture.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.errors import MethodError
+from sightline.methods.baselines import Baseline, baseline_of
 from sightline.methods.gradient_cams import at_least_single
 from sightline.methods.registry import method
 
@@ -25,7 +27,7 @@ def occlusion(
     *,
     patch: int = 0,
     stride: int = 0,
-    baseline: float | Sequence[float] | str = 0.0,
+    baseline: Baseline = 0.0,
 ) -> Tensor:
     """How far the score falls when a square of the picture is covered; asks for nothing but scores, so that any model will do.
 
@@ -36,8 +38,8 @@ def occlusion(
     Args:
         patch: side of the square in pixels of the model's input; 0 for about a seventh of the picture's shorter side.
         stride: pixels from one square to the next, at most the patch; 0 for half of it. Half the stride costs four times as much.
-        baseline: what the square is painted with, in the units of the model's input: a number, or one for each channel; or mean,
-            for the picture's own mean colour. 0 is the data's mean colour where the input is normalised by it.
+        baseline: what the square shows instead: a number or one for each channel, in the units of the model's input; black, white,
+            mean, blur, random; or the file of a picture. 0 is the data's mean colour where the input is normalised by it.
 
     Differs: the paper shows the score itself at the covered place, not how far it fell.
     """
@@ -52,14 +54,14 @@ def occlusion(
         raise MethodError(
             f"option stride is {stride}; expected at most the patch, {patch}, so that no pixel is left uncovered"
         )
-    colour = _colour(x, baseline)
+    covered = baseline_of(baseline, x, probe)[0]
     places = [(row, column) for row in _starts(height, patch, stride) for column in _starts(width, patch, stride)]
     squares = [(slice(row, row + patch), slice(column, column + patch)) for row, column in places]
     scores = []
     for part in probe.steps(len(squares) + 1):  # the last picture is whole
         pictures = x.repeat(part.stop - part.start, 1, 1, 1)
         for picture, (rows, columns) in zip(pictures, squares[part], strict=False):
-            picture[:, rows, columns] = colour
+            picture[:, rows, columns] = covered[:, rows, columns]
         scores.append(at_least_single(probe.score(pictures)))
     found = torch.cat(scores)
     cell = math.gcd(patch, stride, height, width)
@@ -75,13 +77,200 @@ def _starts(length: int, patch: int, stride: int) -> range:
     return range(0, length - patch + stride, stride)
 
 
-def _colour(x: Tensor, baseline: float | Sequence[float] | str) -> Tensor:
-    """What is painted over a square: (C, 1, 1), or (1, 1, 1) for all channels."""
-    if isinstance(baseline, str):
-        return at_least_single(x)[0].mean(dim=(1, 2), keepdim=True).to(x)
-    values = list(baseline) if isinstance(baseline, Sequence) else [baseline]
-    if len(values) not in (1, x.shape[1]):
-        raise MethodError(
-            f"option baseline has {len(values)} numbers; expected one, or one for each of {x.shape[1]} channels"
+@method("rise", needs="scores", signed=True, reference="Petsiuk et al. 2018, arXiv:1806.07421, eq. 6 and section 3.2")
+def rise(
+    capture: Capture,
+    probe: Probe,
+    *,
+    samples: int = 4000,
+    grid: int = 7,
+    kept: float = 0.5,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """How much higher the score is when a pixel is left in the picture, over thousands of random soft masks.
+
+    Formula: map_ij = 1 / (N p) * sum_n (f(x M_n + x' (1 - M_n)) - mean f) M_n,ij over N masks. A mask is a grid of cells, each kept
+    with probability p, enlarged bilinearly (half-pixel centres, edges clamped) to one cell more than the picture needs, and cut at a
+    random offset within a cell. Its standard error and how well two halves of the masks agree are said with every map.
+
+    Args:
+        samples: N, how many masks.
+        grid: cells along each side of a mask.
+        kept: p, the probability that a cell is left as it is.
+        baseline: x', what shows where a mask hides: a number or one for each channel, in the units of the model's input; black,
+            white, mean, blur, random; or the file of a picture. 0 is the data's mean colour where the input is normalised by it.
+        seed: of the masks and of a random baseline. The same masks are drawn whatever the size of a batch.
+
+    Differs: the paper does not subtract the mean score. Its map is ours plus the mean score times the masks' mean over p, which is
+    about 1 everywhere: it shows a model that answers the same to everything as a bright picture, where ours is exactly 0. The authors'
+    code mirrors the grid at its border, where ours goes on with the outermost cell.
+    """
+    x = capture.input
+    height, width = x.shape[2:]
+    if samples < _FEWEST:
+        raise MethodError(f"option samples is {samples}; expected {_FEWEST} or more, for two halves to compare")
+    hidden = baseline_of(baseline, x, probe, seed)
+    masks = _Masks.drawn(samples, grid, kept, (height, width), seed)
+    sums, checked, agreement = _Sums.empty((height, width), x.device), [], []
+    for part in probe.steps(samples):
+        shown = masks.cut(part, x)
+        scores = probe.score(torch.lerp(hidden, x, shown[:, None].to(x)))
+        sums.add(scores, shown.sub_(kept), part.start)
+        if part.stop * _CHECKS // samples > part.start * _CHECKS // samples:
+            checked.append(part.stop)
+            agreement.append(_correlation(*(_coarse(sums.covariance(half)) for half in (0, 1))))
+    found, error = sums.covariance() / kept, sums.standard_error() / kept
+    probe.details["standard error"] = error.float().cpu().numpy()
+    probe.details["mean score"] = sums.mean_score()
+    probe.details["convergence"] = {"masks": checked, "agreement": agreement}
+    probe.notes.extend(_said_of(found, error, [sums.covariance(half) for half in (0, 1)], masks, agreement[-1]))
+    return found[None].to(at_least_single(x))
+
+
+# Each half of the masks has a covariance of its own; how often they are compared, and on a grid of which side.
+_FEWEST, _CHECKS, _SIDE = 4, 20, 28
+# Halves whose maps correlate by less are too small.
+_ALIKE = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class _Masks:
+    """Masks that are made when they are needed.
+
+    Attributes:
+        cells: (N, g, g), which are kept.
+        offsets: (N, 2), where each mask is cut from the enlarged grid.
+        cell: height and width of a cell in pixels.
+        rows: (cell height, H, g), how much of each row of cells is in each row of pixels, for every offset.
+        columns: (cell width, W, g), the same for columns.
+    """
+
+    cells: Tensor
+    offsets: Tensor
+    cell: tuple[int, int]
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def drawn(cls, samples: int, grid: int, kept: float, size: tuple[int, int], seed: int) -> _Masks:
+        generator = torch.Generator().manual_seed(seed)
+        cells = torch.rand(samples, grid, grid, generator=generator) < kept
+        tall, wide = (math.ceil(side / grid) for side in size)
+        offsets = [torch.randint(0, one, (samples,), generator=generator) for one in (tall, wide)]
+        rows, columns = (_enlarging(grid, cell, side) for cell, side in zip((tall, wide), size, strict=True))
+        return cls(cells, torch.stack(offsets, dim=1), (tall, wide), rows, columns)
+
+    def cut(self, part: slice, like: Tensor) -> Tensor:
+        """Some of the masks (b, H, W), on the device of `like` and in its type, float32 at least."""
+        kind = at_least_single(like[:0]).dtype
+        rows, columns = (
+            matrix[offset].to(like.device, kind)
+            for matrix, offset in zip((self.rows, self.columns), self.offsets[part].T, strict=True)
         )
-    return torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None]
+        found: Tensor = rows @ self.cells[part].to(like.device, kind) @ columns.mT
+        return found
+
+
+def _enlarging(grid: int, cell: int, side: int) -> Tensor:
+    """(cell, side, grid): the bilinear weights of every cut of `side` pixels from (grid + 1) * cell, one for each offset."""
+    long = (grid + 1) * cell
+    at = ((torch.arange(long, dtype=torch.float64) + 0.5) * grid / long - 0.5).clamp(0, grid - 1)
+    weights = (1 - (at[:, None] - torch.arange(grid, dtype=torch.float64)).abs()).clamp(min=0)
+    return weights.unfold(0, side, 1)[:cell].mT
+
+
+@dataclass(eq=False)
+class _Sums:
+    """What a map, its standard error and its halves need, added up on the fly in float64.
+
+    u = score - shift, v = mask - kept. The shift is one of the first scores, so that equal scores add up to exactly 0.
+
+    Attributes:
+        of: (2, 3) for each half the number of masks, the sum of u and of u^2.
+        first: (5, H, W) sums of v for each half, of u v for each half, and of u^2 v.
+        second: (3, H, W) sums of v^2, u v^2 and u^2 v^2.
+        shift: the score that is taken as 0, once there is one.
+    """
+
+    of: Tensor
+    first: Tensor
+    second: Tensor
+    shift: float | None = None
+
+    @classmethod
+    def empty(cls, size: tuple[int, int], device: torch.device) -> _Sums:
+        of, first, second = (
+            torch.zeros(*shape, dtype=torch.float64, device=device) for shape in ((2, 3), (5, *size), (3, *size))
+        )
+        return cls(of, first, second)
+
+    def add(self, scores: Tensor, v: Tensor, start: int) -> None:
+        """Takes the scores (b,) and masks (b, H, W) of a batch, and overwrites the masks; `start` is the first one's number."""
+        if self.shift is None:
+            self.shift = float(scores.double().median())
+        u = scores.double() - self.shift
+        odd = (torch.arange(start, start + len(u), device=u.device) % 2).double()
+        halves = torch.stack([1 - odd, odd])
+        self.of += halves @ torch.stack([torch.ones_like(u), u, u * u], dim=1)
+        flat = v.flatten(1)
+        self.first += (torch.cat([halves, halves * u, (u * u)[None]]).to(flat) @ flat).view_as(self.first)
+        flat.square_()
+        self.second += (torch.stack([torch.ones_like(u), u, u * u]).to(flat) @ flat).view_as(self.second)
+
+    def mean_score(self) -> float:
+        count, total, _ = self.of.sum(dim=0)
+        return (self.shift or 0.0) + float(total / count)
+
+    def covariance(self, half: int | None = None) -> Tensor:
+        """mean of (score - its mean) times mask (H, W), over all masks or every other one."""
+        halves = [0, 1] if half is None else [half]
+        count, total, _ = self.of[halves].sum(dim=0)
+        v, uv = (self.first[[one + 2 * power for one in halves]].sum(dim=0) for power in (0, 1))
+        found: Tensor = (uv - total * v / count.clamp(min=1)) / count.clamp(min=1)
+        return found
+
+    def standard_error(self) -> Tensor:
+        """Of `covariance`: the deviation (N - 1) of (score - its mean) (mask - its mean), over the square root of N."""
+        count, total, squares = self.of.sum(dim=0)
+        v, uv, uuv = self.first[:2].sum(dim=0), self.first[2:4].sum(dim=0), self.first[4]
+        vv, uvv, uuvv = self.second
+        a, b = total / count, v / count
+        square = (
+            uuvv - 2 * b * uuv + b * b * squares
+            - 2 * a * (uvv - 2 * b * uv + b * b * total)
+            + a * a * (vv - b * v)
+        )  # fmt: skip
+        spread = (square - count * self.covariance().square()).clamp(min=0) / (count - 1)
+        found: Tensor = (spread / count).sqrt()
+        return found
+
+
+def _coarse(found: Tensor) -> Tensor:
+    """A map (H, W) averaged onto a grid whose sides are 28 at most, as a list of places."""
+    height, width = (min(_SIDE, side) for side in found.shape)
+    return F.adaptive_avg_pool2d(found[None], (height, width)).flatten()
+
+
+def _correlation(one: Tensor, other: Tensor) -> float:
+    """Pearson's, so that the many places of no evidence have little say; NaN where one of the two is the same everywhere."""
+    if not (bool((one != one[0]).any()) and bool((other != other[0]).any())):
+        return math.nan
+    return float(torch.corrcoef(torch.stack([one, other]).double())[0, 1])
+
+
+def _said_of(found: Tensor, error: Tensor, halves: list[Tensor], masks: _Masks, agreement: float) -> list[str]:
+    """How far a map can be believed: its standard error, and whether half of the masks would have shown the same."""
+    count = len(masks.cells)
+    said = [
+        f"over {count:,} masks the largest standard error is {float(error.max()):.2g}, and the largest value {float(found.abs().max()):.2g}"
+    ]
+    peaks = [divmod(int(one.argmax()), one.shape[1]) for one in halves]
+    apart = [abs(one - other) for one, other in zip(*peaks, strict=True)]
+    moved = any(far > cell for far, cell in zip(apart, masks.cell, strict=True))
+    if agreement < _ALIKE or moved:
+        said.append(
+            f"{count:,} masks are too few: the maps of two halves of them correlate by {agreement:.2f} (1 is the same), and their "
+            f"peaks lie {apart[0]} rows and {apart[1]} columns apart; ask for more with the option samples"
+        )
+    return said

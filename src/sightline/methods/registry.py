@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from sightline.engine.attention import WANTED, AttentionCapture
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
+from sightline.engine.rules import Rule
 from sightline.errors import MethodError, SightlineError, did_you_mean
 from sightline.models.adapter import Adapter
 
@@ -25,16 +27,24 @@ Needs = Literal[
     "attention",
     "attention-gradients",
     "block-gradients",
+    "pixels",
+    "guided-pixels",
+    "deconvnet-pixels",
     "head",
     "input",
+    "input-gradients",
     "model",
     "scores",
 ]
 ONE_PASS: tuple[Needs, ...] = ("activations", "gradients")
 # Those that look at the picture and its scores alone: all that a black box has.
 OUTSIDE: tuple[Needs, ...] = ("scores",)
+# Those that one pass serves from the picture to the score, and what its ReLUs hand back.
+PIXELS: dict[Needs, Rule | None] = {"pixels": None, "guided-pixels": "guided", "deconvnet-pixels": "deconvnet"}
+# Those that are shown the picture in the place of a layer.
+OF_INPUT: tuple[Needs, ...] = (*PIXELS, "input-gradients", *OUTSIDE)
 # Those that look at the whole network, and at no layer of it.
-WHOLE: tuple[Needs, ...] = (*WANTED, "model", *OUTSIDE)
+WHOLE: tuple[Needs, ...] = (*WANTED, "model", *OF_INPUT)
 Function = Callable[..., Tensor]
 
 
@@ -66,7 +76,9 @@ class Method:
         function: `Capture` (and `Probe`, if it asks again) -> map (B, h, w), before any rectification.
         needs: what it costs: "activations" < "gradients" < "head" < "input" < "model". Up to "gradients" one pass serves
             all methods and targets together. "attention", "attention-gradients" and "block-gradients" take an `AttentionCapture`
-            from a pass of their own. "scores" asks for scores of pictures alone, and takes the capture of the input.
+            from a pass of their own. "pixels" takes the capture of the input with gradients, also from a pass of its own,
+            "guided-pixels" and "deconvnet-pixels" with another rule for its ReLUs. "input-gradients" asks for gradients of other
+            pictures and "scores" for scores of pictures alone, and both take the capture of the input.
         signed: negative values are part of the result; otherwise they are set to 0 as the paper does.
         class_specific: whether another target gives another map.
         unit: "score" when values are in units of the target's score and can be compared between methods; "own" when not.
@@ -131,7 +143,7 @@ def method(
     def register(function: Function) -> Function:
         if not inspect.getdoc(function):
             raise MethodError(f"{name} has no docstring; its first line says what the method shows")
-        alone = needs in ONE_PASS or needs in WANTED
+        alone = needs in (*ONE_PASS, *WANTED, *PIXELS)
         if (_positional(function) > 1) == alone:
             raise MethodError(
                 f"{name} needs {needs!r}, and so takes {'a capture' if alone else 'a capture and a probe'}"
@@ -212,12 +224,17 @@ def check_options(chosen: Sequence[Method], options: Mapping[str, Any]) -> None:
     check_settings(", ".join(one.name for one in chosen), known, options)
 
 
+# How many superpixels a picture may be divided into: surrogates solve a system of that many equations.
+MOST_SEGMENTS = 5000
 # Options of one name mean the same in every method and metric: from, to, and whether the first itself is allowed.
 _RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**63 - 1, True), "samples": (1, 1_000_000, True), "noise": (0, 100, True), "step": (1, 1e9, True),
     "shares": (0, 1, False), "size": (0, 1, False), "radius": (0, 1e6, False), "tolerance": (0, 1e6, True),
     "threshold": (0, 1, False), "classes": (1, 1e6, True), "depths": (0, 1e6, True), "draws": (1, 1e4, True),
-    "patch": (0, 1e5, True), "stride": (0, 1e5, True),
+    "patch": (0, 1e5, True), "stride": (0, 1e5, True), "steps": (1, 100_000, True), "fraction": (0, 1, False),
+    "distance": (0, 1, True), "sigma": (0, 1000, False),
+    "grid": (2, 100, True), "kept": (0, 0.999, False),
+    "segments": (1, MOST_SEGMENTS, True), "width": (0, 1e6, False), "ridge": (0, 1e12, True),
 }  # fmt: skip
 
 
@@ -230,10 +247,13 @@ def check_settings(of: str, known: Mapping[str, Any], given: Mapping[str, Any]) 
             shown = ", ".join(f"{key}={default!r}" for key, default in known.items())
             raise MethodError(f"no option {name!r} in {of}; " + (f"there is: {shown}" if shown else "there are none"))
         if name == "baseline":
-            if not _is_colour(value):
-                raise MethodError(
-                    f"option baseline is {value!r}; expected a number, three as [0, 0.5, 1] (in the units of the model's input), or mean"
-                )
+            if not _is_baseline(value):
+                raise MethodError(f"option baseline is {value!r}; expected {EXPECTED_BASELINE}")
+        elif name == "segments":
+            if isinstance(value, Tensor | np.ndarray):
+                continue  # only the method knows the picture that they are of
+            if not _alike(value, 0):
+                raise MethodError(f"option segments is {value!r}; expected {EXPECTED_SEGMENTS}")
         elif not _alike(value, known[name]):
             expected = (
                 "true or false"
@@ -251,8 +271,17 @@ def check_settings(of: str, known: Mapping[str, Any], given: Mapping[str, Any]) 
                     raise MethodError(f"option {name} is {value!r}; expected {reach}")
 
 
-def _is_colour(value: Any) -> bool:
-    return value == "mean" or _alike(value, 0.0) or _alike(value, [0.0])
+EXPECTED_BASELINE = (
+    "a number or one for each channel (in the units of the model's input), black, white, mean, blur, random, a picture's file, "
+    "or a tensor (C, H, W)"
+)
+EXPECTED_SEGMENTS = (
+    "about how many superpixels, or a tensor or array (H, W) of whole numbers, each pixel's own superpixel"
+)
+
+
+def _is_baseline(value: Any) -> bool:
+    return isinstance(value, str | Tensor | np.ndarray) or _alike(value, 0.0) or _alike(value, [0.0])
 
 
 def _alike(value: Any, default: Any) -> bool:
@@ -289,7 +318,7 @@ def run(
     expected = (len(capture.input), *size)
     # A method that looks at more than this layer may give its map at another resolution.
     free = (
-        chosen.needs in ("model", *OUTSIDE)
+        chosen.needs in ("input", "model", *OF_INPUT)
         and isinstance(result, Tensor)
         and result.dim() == 3
         and len(result) == expected[0]

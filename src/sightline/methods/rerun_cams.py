@@ -16,7 +16,13 @@ from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.engine.targets import Target, probability, table
 from sightline.errors import MethodError
-from sightline.methods.gradient_cams import activations_and_gradients, at_least_single, grad_cam, weighted_sum
+from sightline.methods.gradient_cams import (
+    activations_and_gradients,
+    at_least_single,
+    grad_cam,
+    scores_of,
+    weighted_sum,
+)
 from sightline.methods.registry import method
 
 
@@ -63,7 +69,7 @@ def ablation_cam(capture: Capture, probe: Probe) -> Tensor:
     instead of 0.
     """
     a = capture.activations
-    score = at_least_single(_scores(capture))[0]
+    score = at_least_single(scores_of(capture))[0]
     falls = torch.zeros(a.shape[1], device=a.device, dtype=score.dtype)
     active = a[0].flatten(1).any(dim=1).nonzero()[:, 0]  # silencing a silent channel changes nothing
     for part in probe.head_steps(len(active)):
@@ -351,9 +357,3 @@ def smooth_grad_cam_plus_plus(
     below = 2 * second + third * a.sum(dim=(2, 3), keepdim=True)
     alpha = torch.where((first > 0) & (below > 0), second / below, 0)
     return weighted_sum((alpha * first.relu()).sum(dim=(2, 3))[0], a)
-
-
-def _scores(capture: Capture) -> Tensor:
-    if capture.scores is None:
-        raise MethodError("this capture holds no scores; ask for a target first")
-    return capture.scores

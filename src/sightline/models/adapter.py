@@ -16,7 +16,7 @@ from sightline.models.black_box import BlackBox
 from sightline.models.given import Finding
 from sightline.models.keras_module import is_keras
 from sightline.models.outputs import unwrap
-from sightline.models.preprocess import Preprocess, measured
+from sightline.models.preprocess import Preprocess, measured, specification
 from sightline.models.twin import submodule, unwrapped
 
 # The name of the layer that is the picture itself, as the model receives it.
@@ -112,7 +112,7 @@ def adapt(
         )
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise ModelError("labels must be a list of names, one a class")
-    take = measured(preprocess) if preprocess is not None else None
+    take = preprocess if preprocess is None or specification(preprocess) else measured(preprocess)
     names = tuple(labels) if labels is not None else None
     if not isinstance(module, nn.Module):
         if layers is not None or grid is not None or logits is not None:

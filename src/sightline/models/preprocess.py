@@ -6,7 +6,7 @@ import math
 import random
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -53,42 +53,91 @@ def standard(
         A function from a PIL picture to (tensor (3, height, width), View); equal to torchvision's and timm's
         evaluation transforms to the bit.
     """
+    # Functions of this module with words and numbers alone, so that another process can be told which one to use.
+    return partial(
+        _prepared,
+        size=size,
+        resize=resize,
+        fit=fit,
+        interpolation=interpolation,
+        mean=tuple(mean),
+        std=tuple(std),
+        rounding=rounding,
+        channels=channels,
+        fill=tuple(fill),
+    )
+
+
+def specification(preprocess: Preprocess) -> dict[str, Any] | None:
+    """The arguments of `standard` that made it; None for any other function."""
+    if not isinstance(preprocess, partial) or preprocess.func is not _prepared:
+        return None
+    return dict(preprocess.keywords)
+
+
+def enough(preprocess: Preprocess, photo: tuple[int, int]) -> tuple[int, int] | None:
+    """The (width, height) from which on a smaller copy of a photograph (width, height) gives the same input; None where all of it is needed.
+
+    Twice what it is scaled to: what a decoder leaves out is then far finer than what the model sees.
+    """
+    spec = specification(preprocess)
+    if spec is None:
+        return None
+    width, height = _scaled_size(photo, spec["resize"], spec["fit"])
+    return 2 * width, 2 * height
+
+
+def prepared(preprocess: Preprocess, image: Image.Image, photo: tuple[int, int]) -> tuple[Tensor, View]:
+    """The input and the view of a photograph (width, height), of which the image may be a copy of `enough` pixels."""
+    if image.size == photo:
+        return preprocess(image)
+    return preprocess(image, photo=photo)  # type: ignore[call-arg]
+
+
+def _prepared(
+    image: Image.Image,
+    *,
+    size: tuple[int, int],
+    resize: int | tuple[int, int],
+    fit: Fit,
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rounding: str,
+    channels: str,
+    fill: Sequence[float],
+    photo: tuple[int, int] | None = None,
+) -> tuple[Tensor, View]:
+    """What `standard` says; `photo` is the photograph's own size where the image is a smaller copy of it."""
     whole = math.floor if rounding == "down" else round
     resample = getattr(Image.Resampling, interpolation.upper())
     channel_mean, channel_std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
-
-    def preprocess(image: Image.Image) -> tuple[Tensor, View]:
-        scaled = _scaled_size(image.size, resize, fit)
-        # Rounded as torchvision rounds, so that not one pixel differs.
-        offset = tuple(
-            whole((scaled[axis] - size[axis]) / 2.0)
-            if scaled[axis] >= size[axis]
-            else -((size[axis] - scaled[axis]) // 2)
-            for axis in (0, 1)
-        )
-        window = (offset[0], offset[1], offset[0] + size[0], offset[1] + size[1])
-        small = image if image.mode == "RGB" else image.convert("RGB")
-        if scaled[0] * scaled[1] > _LARGEST * size[0] * size[1] and min(scaled[0] - size[0], scaled[1] - size[1]) >= 0:
-            # A picture so thin that the whole of it, scaled, would fill the memory: only the window is.
-            ratio = (image.width / scaled[0], image.height / scaled[1])
-            left, top, right, bottom = (edge * ratio[index % 2] for index, edge in enumerate(window))
-            small, window = small.resize(size, resample, box=(left, top, right, bottom)), (0, 0, *size)
-        elif small.size != scaled:
-            small = small.resize(scaled, resample)
-        if scaled[0] < size[0] or scaled[1] < size[1]:
-            canvas = Image.new("RGB", size, tuple(round(255 * value) for value in fill))
-            canvas.paste(small, (-offset[0], -offset[1]))
-            small = canvas
-        else:
-            small = small.crop(window)
-        values = np.array(small)
-        pixels = (
-            torch.from_numpy(values[..., ::-1].copy() if channels == "bgr" else values).permute(2, 0, 1).contiguous()
-        )
-        x = (pixels.float().div(255) - channel_mean) / channel_std
-        return x, View(photo=image.size, resized=scaled, offset=(offset[0], offset[1]), input=size)
-
-    return preprocess
+    photo = photo or image.size
+    scaled = _scaled_size(photo, resize, fit)
+    # Rounded as torchvision rounds, so that not one pixel differs.
+    offset = tuple(
+        whole((scaled[axis] - size[axis]) / 2.0) if scaled[axis] >= size[axis] else -((size[axis] - scaled[axis]) // 2)
+        for axis in (0, 1)
+    )
+    window = (offset[0], offset[1], offset[0] + size[0], offset[1] + size[1])
+    small = image if image.mode == "RGB" else image.convert("RGB")
+    if scaled[0] * scaled[1] > _LARGEST * size[0] * size[1] and min(scaled[0] - size[0], scaled[1] - size[1]) >= 0:
+        # A picture so thin that the whole of it, scaled, would fill the memory: only the window is.
+        ratio = (image.width / scaled[0], image.height / scaled[1])
+        left, top, right, bottom = (edge * ratio[index % 2] for index, edge in enumerate(window))
+        small, window = small.resize(size, resample, box=(left, top, right, bottom)), (0, 0, *size)
+    elif small.size != scaled:
+        small = small.resize(scaled, resample)
+    if scaled[0] < size[0] or scaled[1] < size[1]:
+        canvas = Image.new("RGB", size, tuple(round(255 * value) for value in fill))
+        canvas.paste(small, (-offset[0], -offset[1]))
+        small = canvas
+    else:
+        small = small.crop(window)
+    values = np.array(small)
+    pixels = torch.from_numpy(values[..., ::-1].copy() if channels == "bgr" else values).permute(2, 0, 1).contiguous()
+    x = (pixels.float().div(255) - channel_mean) / channel_std
+    return x, View(photo=photo, resized=scaled, offset=(offset[0], offset[1]), input=size)
 
 
 _WORDS = {
@@ -181,17 +230,32 @@ def measured(function: Callable[[Image.Image], Any]) -> Preprocess:
             be laid back on the photograph.
     """
 
-    @lru_cache(maxsize=64)
-    def view_of(size: tuple[int, int]) -> View:
-        return _measure(function, size)
+    return partial(_measured, function)
 
-    def preprocess(image: Image.Image) -> tuple[Tensor, View]:
-        result = function(image.copy())  # it may draw on what it is given
-        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], View):
-            return _one_input(result[0]), result[1]
-        return _one_input(result), view_of(image.size)
 
-    return preprocess
+def _measured(function: Callable[[Image.Image], Any], image: Image.Image) -> tuple[Tensor, View]:
+    result = function(image.copy())  # it may draw on what it is given
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], View):
+        return _one_input(result[0]), result[1]
+    return _one_input(result), _view_of(_Same(function), image.size)
+
+
+class _Same:
+    """A function by its identity: those that can't be hashed can be remembered all the same."""
+
+    def __init__(self, function: Callable[[Image.Image], Any]) -> None:
+        self.function = function
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.function is self.function
+
+    def __hash__(self) -> int:
+        return id(self.function)
+
+
+@lru_cache(maxsize=256)
+def _view_of(function: _Same, size: tuple[int, int]) -> View:
+    return _measure(function.function, size)
 
 
 def _one_input(result: Any) -> Tensor:

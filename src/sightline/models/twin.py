@@ -63,6 +63,14 @@ def twin(model: nn.Module, hooks: Mapping[str, Hook]) -> nn.Module:
     return stand_in
 
 
+def constant(stand_in: nn.Module) -> nn.Module:
+    """The stand-in, with weights that no gradient is kept for: a gradient of the picture then costs less memory."""
+    for module in stand_in.modules():
+        own = module._parameters
+        own.update({name: None if one is None else one.detach() for name, one in own.items()})  # type: ignore[misc]
+    return stand_in
+
+
 def _shallow(module: nn.Module, made: dict[int, Any]) -> nn.Module:
     copy = object.__new__(type(module))
     inside = copy.__dict__

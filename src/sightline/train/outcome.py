@@ -20,8 +20,9 @@ from sightline.errors import NonFiniteError, OutputError, SightlineError
 from sightline.flow import compare, look
 from sightline.metrics.statistics import wilson
 from sightline.models.adapter import Adapter
+from sightline.render.matrix import confusion
 from sightline.render.panel import Tile, percent, sheet
-from sightline.render.plots import Line, confusion, curves
+from sightline.render.plots import Line, curves
 from sightline.train.film import EVEN_BORDER
 from sightline.train.folders import Example, Folders
 

@@ -33,7 +33,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for number, photo in enumerate(sorted(DEMO.glob("*.jpg")) * 2):
-        place = folder / f"class {number % 2}"
+        place = folder / ("espresso", "tabby")[number % 2]  # names of classes, for --targets label
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(photo, place / f"{number}.jpg")
     return folder
@@ -61,8 +61,7 @@ def test_commands_of_making_a_run_run(
         with pytest.raises(SystemExit) as end:
             main()
         shown = capsys.readouterr()
-        failed = "--targets label" in line  # no class of the model is called that
-        assert (end.value.code or 0) == int(failed), shown.err
+        assert not end.value.code, shown.err
         assert "explained" in shown.out
 
 

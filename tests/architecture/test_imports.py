@@ -39,6 +39,7 @@ ORDER = (
     "evaluation",
     "batch",
     "train",
+    "audit",
     "testing",
     "app",
     "cli",

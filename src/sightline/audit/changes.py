@@ -35,19 +35,21 @@ def inpaint(x: Tensor, boxes: Sequence[Box]) -> Tensor:
     found = x.clone()
     for source, one, (left, top, right, bottom) in zip(x, found, boxes, strict=True):
         height, width = bottom - top, right - left
+        down = torch.arange(1, height + 1, device=x.device, dtype=x.dtype)[:, None]
+        over = torch.arange(1, width + 1, device=x.device, dtype=x.dtype)[None]
+        edges = []
+        if top > 0:
+            edges.append((source[:, top - 1, None, left:right], down))
+        if bottom < x.shape[2]:
+            edges.append((source[:, bottom, None, left:right], height + 1 - down))
+        if left > 0:
+            edges.append((source[:, top:bottom, left - 1, None], over))
+        if right < x.shape[3]:
+            edges.append((source[:, top:bottom, right, None], width + 1 - over))
         filled, weights = torch.zeros_like(one[:, top:bottom, left:right]), one.new_zeros(height, width)
-        down = torch.arange(1, height + 1, device=x.device, dtype=x.dtype)[:, None].expand(height, width)
-        over = torch.arange(1, width + 1, device=x.device, dtype=x.dtype)[None].expand(height, width)
-        edges = (
-            (top > 0, lambda: source[:, top - 1, None, left:right], down),  # noqa: B023 - called at once
-            (bottom < x.shape[2], lambda: source[:, bottom, None, left:right], height + 1 - down),  # noqa: B023
-            (left > 0, lambda: source[:, top:bottom, left - 1, None], over),  # noqa: B023
-            (right < x.shape[3], lambda: source[:, top:bottom, right, None], width + 1 - over),  # noqa: B023
-        )
-        for there, pixels, distance in edges:
-            if there:
-                filled += pixels() / distance
-                weights += 1 / distance
+        for pixels, distance in edges:
+            filled += pixels / distance
+            weights += 1 / distance
         one[:, top:bottom, left:right] = filled / weights.clamp_min(torch.finfo(x.dtype).tiny)
     return found
 
@@ -91,6 +93,13 @@ def tone(x: Tensor, donors: Tensor) -> Tensor:
 def texture(x: Tensor, donors: Tensor) -> Tensor:
     """Each picture's coarse structure with its donor's fine one."""
     return blur(x) + donors - blur(donors)
+
+
+def sharpness(x: Tensor, donors: Tensor) -> Tensor:
+    """Each picture with its own fine structure, as strong as its donor's."""
+    fine, other = x - blur(x), donors - blur(donors)
+    own, wanted = (one.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() for one in (fine, other))
+    return x + fine * (wanted / own.clamp_min(1e-6) - 1)
 
 
 def blur(x: Tensor) -> Tensor:

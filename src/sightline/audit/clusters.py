@@ -46,7 +46,9 @@ class Cluster:
     mean: Array
 
 
-def clusters_of(name: str, shares: Array, members: Array, *, seed: int = 0, copies: int = _COPIES) -> tuple[Cluster, ...]:
+def clusters_of(
+    name: str, shares: Array, members: Array, *, seed: int = 0, copies: int = _COPIES
+) -> tuple[Cluster, ...]:
     """The groups of a class, small, far and consistent ones first; none where all maps are of one kind.
 
     Each is compared with a null in which every map keeps its form and is moved around the (closed) grid by a random step: the grouping
@@ -72,7 +74,10 @@ def clusters_of(name: str, shares: Array, members: Array, *, seed: int = 0, copi
     if count == 1:
         return ()
     apart = _separations(_unit(maps), groups)
-    best = [max(_separations(moved, _grouped(moved, random)), default=-1.0) for moved in (_unit(_moved(maps, random)) for _ in range(copies))]
+    best = [
+        max(_separations(moved, _grouped(moved, random)), default=-1.0)
+        for moved in (_unit(_moved(maps, random)) for _ in range(copies))
+    ]
     chances = [(1 + sum(one >= value for one in best)) / (1 + copies) for value in apart]
     sizes = np.bincount(groups, minlength=count) / len(groups)
     order = sorted(range(count), key=lambda at: (chances[at], -apart[at] * (1 - sizes[at])))

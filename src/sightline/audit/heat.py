@@ -143,7 +143,9 @@ def _of_batch(batch: pa.RecordBatch, method: str) -> tuple[list[tuple[Any, ...]]
             continue
         seen.add(row)
         if one["height"] * one["width"] != counts[at] or counts[at] == 0:
-            raise OutputError(f"a map of {plain[row]['id']!r} has {counts[at]} values, not {one['height']} x {one['width']}")
+            raise OutputError(
+                f"a map of {plain[row]['id']!r} has {counts[at]} values, not {one['height']} x {one['width']}"
+            )
         said = plain[row]
         first = said["predictions"] or [{"label": "", "probability": None}]
         label = said["label"]
@@ -170,7 +172,9 @@ def _on_one_grid(maps: Sequence[Array]) -> tuple[Array, int]:
         heat = np.nan_to_num(np.clip(one, 0, None), posinf=0.0)
         if heat.shape != (h, w):
             coarser += 1
-            rows, columns = (weights.setdefault((n, m), overlaps(n, m)) for n, m in zip(heat.shape, (h, w), strict=True))
+            rows, columns = (
+                weights.setdefault((n, m), overlaps(n, m)) for n, m in zip(heat.shape, (h, w), strict=True)
+            )
             heat = rows @ heat @ columns.T
         total = float(heat.sum(dtype=np.float64))
         if total > 0:
@@ -267,7 +271,9 @@ def where(found: Mapping[str, tuple[Array, float]], shares: Array, chosen: Array
         chosen: (n,) indices of the pictures of interest.
         seed: of the resamples.
     """
-    means = [Where(part, bootstrap(values[chosen], seed=seed, draws=_DRAWS), even) for part, (values, even) in found.items()]
+    means = [
+        Where(part, bootstrap(values[chosen], seed=seed, draws=_DRAWS), even) for part, (values, even) in found.items()
+    ]
     maps = shares[chosen].reshape(len(chosen), -1)
     warm = maps.sum(axis=1) > 0
     if warm.any():

@@ -65,7 +65,11 @@ class Candidate:
         touches = min(left, top, 1 - right, 1 - bottom) < 1e-6
         low, high = MIDDLE[0] / 2, 1 - MIDDLE[0] / 2
         across, down = (left + right) / 2, (top + bottom) / 2
-        return touches and not (low <= across <= high and low <= down <= high) and (right - left) * (bottom - top) <= _ASIDE
+        return (
+            touches
+            and not (low <= across <= high and low <= down <= high)
+            and (right - left) * (bottom - top) <= _ASIDE
+        )
 
 
 _OUTSIDE = 0.75

@@ -124,6 +124,10 @@ def default_shard(count: int) -> int:
     return min(_MOST, max(_LEAST, -(-count // 100)))
 
 
+DATA = "sightline.data"
+"""What says, in the list of the pictures, where they were."""
+
+
 def keep_items(folder: Path, source: Source, digest: str) -> None:
     """Writes the list of the pictures, unless it is there."""
     (folder / FOLDER).mkdir(exist_ok=True)
@@ -132,7 +136,8 @@ def keep_items(folder: Path, source: Source, digest: str) -> None:
     except (OutputError, ValueError, TypeError):
         there = ""
     if there != digest:
-        write_rows(folder / ITEMS, source.items, _GROUP)
+        # Where they are is no part of what they are: a run may go on with pictures that were moved.
+        write_rows(folder / ITEMS, source.items.replace_schema_metadata({DATA: source.address}), _GROUP)
 
 
 def columns_of(plan: Mapping[str, Any]) -> pa.Schema:

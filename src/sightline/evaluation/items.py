@@ -73,14 +73,22 @@ def find_items(
     if masks is not None and boxes is not None:
         raise MetricError("masks and boxes exclude each other; give the ones that you believe more")
     named = {} if labels in (PREDICTIONS, FOLDERS) else _labels(Path(labels))
-    objects = {} if boxes is None else _boxes(boxes)
-    outlines = {} if masks is None else _masks(masks)
+    objects = {} if boxes is None else boxes_in(boxes)
+    outlines = {} if masks is None else masks_in(masks)
     items = []
     for path in found:
         name = path.relative_to(folder).as_posix()
         # A picture that a table of labels leaves out has none; it is not asked for what the model happens to say.
-        label = path.parent.name if labels == FOLDERS else _of(named, name) or (NO_LABEL if named else None)
-        items.append(Item(name, path, label, _of(outlines, str(Path(name).with_suffix(""))), _of(objects, name) or ()))
+        label = path.parent.name if labels == FOLDERS else of_picture(named, name) or (NO_LABEL if named else None)
+        items.append(
+            Item(
+                name,
+                path,
+                label,
+                of_picture(outlines, str(Path(name).with_suffix(""))),
+                of_picture(objects, name) or (),
+            )
+        )
     if labels == FOLDERS and any(one.path.parent == folder for one in items):
         loose = next(one.name for one in items if one.path.parent == folder)
         raise MetricError(
@@ -94,7 +102,7 @@ def find_items(
 
 def _check_used(folder: Path, pictures: Sequence[Path], what: str, known: Mapping[str, object]) -> None:
     """Refuses a table that speaks of other pictures."""
-    if known and not any(_of(known, one.relative_to(folder).as_posix()) for one in pictures):
+    if known and not any(of_picture(known, one.relative_to(folder).as_posix()) for one in pictures):
         raise MetricError(f"none of the {what} belongs to a picture in {folder}; the first is of {next(iter(known))!r}")
     names = Counter(one.name for one in pictures)
     for key in known:
@@ -104,7 +112,7 @@ def _check_used(folder: Path, pictures: Sequence[Path], what: str, known: Mappin
             )
 
 
-def _of(table: Mapping[str, T], name: str) -> T | None:
+def of_picture(table: Mapping[str, T], name: str) -> T | None:
     """By the whole path below the folder, or by the file's name alone."""
     return table.get(name, table.get(Path(name).name))
 
@@ -134,7 +142,8 @@ def _labels(file: Path) -> dict[str, str]:
     return {row["image"]: row["label"] for row in _rows(file, ("image", "label")) if row["label"]}
 
 
-def _boxes(file: Path) -> dict[str, tuple[Box, ...]]:
+def boxes_in(file: Path) -> dict[str, tuple[Box, ...]]:
+    """The boxes of every picture in a CSV file with the columns image, left, top, right, bottom."""
     found: dict[str, list[Box]] = defaultdict(list)
     for line, row in enumerate(_rows(file, ("image", "left", "top", "right", "bottom")), 2):
         try:
@@ -149,7 +158,8 @@ def _boxes(file: Path) -> dict[str, tuple[Box, ...]]:
     return {name: tuple(each) for name, each in found.items()}
 
 
-def _masks(folder: Path) -> dict[str, Path]:
+def masks_in(folder: Path) -> dict[str, Path]:
+    """The masks in a folder, by their path below it without its ending."""
     if not folder.is_dir():
         raise MetricError(f"{folder} is no folder of masks")
     files = sorted(one for one in folder.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())

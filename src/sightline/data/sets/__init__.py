@@ -46,11 +46,13 @@ class Source:
             - size: int64, in bytes; -1 where it is unknown.
             - mtime: int64, when the file was changed, in ns; 0 where it is unknown.
             - problem: string, why this picture can't be read, as far as the listing shows; null for all others.
+        address: what was given to find them, from wherever it is used.
     """
 
     kind: str
     root: str
     items: pa.Table
+    address: str = ""
 
 
 def find_items(data: str | os.PathLike[str], *, limit: int = 0, watch: Callable[[int], None] | None = None) -> Source:
@@ -88,7 +90,7 @@ def find_items(data: str | os.PathLike[str], *, limit: int = 0, watch: Callable[
     items = rows.table()
     if 0 < limit < len(items):
         items = items.take(np.rint(np.linspace(0, len(items) - 1, limit)).astype(np.int64))
-    return Source(kind, root, items)
+    return Source(kind, root, items, text if "://" in text else os.path.abspath(text))
 
 
 def fetch(kind: str, root: str, file: str, at: int, size: int) -> str | bytes:

@@ -43,7 +43,9 @@ def pictures(kind: str, count: int, seed: int) -> Set:
     classes = rng.integers(len(COLOURS), size=count)
     what = kind.partition(" ")[0]
     chosen = classes == PLANTED if kind in KINDS else rng.random(count) < (0.0 if kind == "clean" else 0.5)
-    colours = np.where(classes == PLANTED, rng.integers(1, len(COLOURS), size=count), classes) if kind in KINDS else classes
+    colours = (
+        np.where(classes == PLANTED, rng.integers(1, len(COLOURS), size=count), classes) if kind in KINDS else classes
+    )
     scenes = draw(count, seed, colours=colours)
     found = scenes.pictures.copy()
     for at in np.flatnonzero(chosen):
@@ -87,7 +89,9 @@ def trained(kind: str, seed: int, steps: int = 400) -> tuple[nn.Module, float]:
 
 
 def adapter_of(module: nn.Module) -> Adapter:
-    take = standard(size=(SIDE, SIDE), resize=(SIDE, SIDE), fit="squash", interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
+    take = standard(
+        size=(SIDE, SIDE), resize=(SIDE, SIDE), fit="squash", interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
+    )
     return sightline.adapt(module, preprocess=take, labels=NAMES, name="small")
 
 
@@ -95,7 +99,10 @@ def save(data: Set, folder: Path, masks: Path | None = None) -> None:
     """As files, each in the folder of its class."""
     for at, (picture, of) in enumerate(zip(data.pictures, data.classes, strict=True)):
         name = f"{NAMES[of]}/{at:04}.png"
-        for place, pixels in ((folder, (picture * 255).round().astype(np.uint8).transpose(1, 2, 0)), (masks, data.objects[at])):
+        for place, pixels in (
+            (folder, (picture * 255).round().astype(np.uint8).transpose(1, 2, 0)),
+            (masks, data.objects[at]),
+        ):
             if place is not None:
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(place / name)

@@ -38,6 +38,7 @@ def _spelled_out(arguments: list[str]) -> list[str]:
 def _app() -> typer.Typer:
     """Every command, put together anew: a second `main()` in one process must not find each of them twice."""
     from sightline.cli import (
+        audit,
         batch,
         compare,
         concepts,
@@ -61,7 +62,20 @@ def _app() -> typer.Typer:
         invoke_without_command=True,
     )
     app.callback()(_options)
-    for command in (explain, compare, evaluate, batch, train, concepts, models, layers, methods, metrics, doctor):
+    for command in (
+        explain,
+        compare,
+        evaluate,
+        batch,
+        audit,
+        train,
+        concepts,
+        models,
+        layers,
+        methods,
+        metrics,
+        doctor,
+    ):
         app.command(command.__name__.rpartition(".")[2])(command.run)
     app.command("app")(web.run)
     app.add_typer(runs.app(), name="runs")

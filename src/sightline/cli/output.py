@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def plain(text: object, limit: int = 300) -> str:
@@ -80,3 +80,32 @@ def counted(what: str, unit: str) -> Iterator[Callable[[int, int, int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None, shown="")
         yield lambda done, of, number: progress.update(task, completed=done, total=of, shown=f"{number:,} {unit}")
+
+
+@contextmanager
+def working() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each thing that is done, told (what, how much of it is done, of how much); a line for each where no terminal is."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told: set[tuple[str, int]] = set()
+
+        def tell_once(what: str, done: int, of: int) -> None:
+            tenth = done * 10 // of if of else 0
+            if (what, tenth) not in told and (tenth or not done):
+                told.add((what, tenth))
+                tell(f"{what}: {done:,} of {of:,}" if of > 1 else what)
+
+        yield tell_once
+        return
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=None)
+            progress.update(tasks[what], completed=done, total=of)
+
+        yield show

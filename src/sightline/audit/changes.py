@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Box = tuple[int, int, int, int]
-_FINE = 1 / 56  # of the shorter side: the blur that parts fine texture from the rest; 4 pixels of 224
+_FINE = 10  # waves along the shorter side from which on structure counts as texture
 _ZOOM = 0.7
 
 
@@ -84,39 +84,21 @@ def tone(x: Tensor, donors: Tensor) -> Tensor:
         Reinhard et al., Color Transfer between Images, 2001, eq. 10-11, here on the colours as the model gets them.
     """
     (middle, spread), (wanted, width) = (_tone_of(one) for one in (x, donors))
-    low = torch.minimum(x.amin(dim=(2, 3), keepdim=True), donors.amin(dim=(2, 3), keepdim=True))
-    high = torch.maximum(x.amax(dim=(2, 3), keepdim=True), donors.amax(dim=(2, 3), keepdim=True))
-    moved = (x - middle) / spread.clamp_min(1e-6) * width + wanted
-    return torch.minimum(torch.maximum(moved, low), high)
+    return _as_either((x - middle) / spread.clamp_min(1e-6) * width + wanted, x, donors)
 
 
 def texture(x: Tensor, donors: Tensor) -> Tensor:
-    """Each picture's coarse structure with its donor's fine one."""
-    return blur(x) + donors - blur(donors)
-
-
-def sharpness(x: Tensor, donors: Tensor) -> Tensor:
-    """Each picture with its own fine structure, as strong as its donor's."""
-    fine, other = x - blur(x), donors - blur(donors)
-    own, wanted = (one.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() for one in (fine, other))
-    return x + fine * (wanted / own.clamp_min(1e-6) - 1)
-
-
-def blur(x: Tensor) -> Tensor:
-    """Without its fine structure: a Gaussian of a 56th of the shorter side."""
-    sigma = max(0.7, min(x.shape[2:]) * _FINE)
-    reach = max(1, round(3 * sigma))
-    at = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-(at**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
-    padded = F.pad(x, (reach,) * 4, mode="replicate")
-    rows = F.conv2d(padded, kernel[:, :, None], groups=x.shape[1])
-    return F.conv2d(rows, kernel[..., None], groups=x.shape[1])
-
-
-def grey(x: Tensor) -> Tensor:
-    """Without colour: every channel its mean over the channels."""
-    return x.mean(dim=1, keepdim=True).expand_as(x).clone()
+    """Each picture with its donor's fine texture: what is finer than a tenth of the side gets the donor's strength, at every fineness
+    and direction, and stays where it is. That is the amplitude of the spectrum; the phases, which carry the shapes, are the picture's own.
+    """
+    height, width = x.shape[2:]
+    spectra = torch.fft.rfft2(x.float()), torch.fft.rfft2(donors.float())
+    down = torch.fft.fftfreq(height, device=x.device)[:, None] * height
+    over = torch.fft.rfftfreq(width, device=x.device)[None] * width
+    fine = (down / height).hypot(over / width) * min(height, width) >= _FINE
+    phases = spectra[0] / spectra[0].abs().clamp_min(1e-12)
+    found = torch.fft.irfft2(torch.where(fine, phases * spectra[1].abs(), spectra[0]), s=(height, width))
+    return _as_either(found.to(x.dtype), x, donors)
 
 
 def smaller(x: Tensor) -> Tensor:
@@ -137,3 +119,10 @@ def larger(x: Tensor) -> Tensor:
 
 def _tone_of(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(dim=(2, 3), keepdim=True), x.std(dim=(2, 3), keepdim=True)
+
+
+def _as_either(found: Tensor, x: Tensor, donors: Tensor) -> Tensor:
+    """With no value that neither picture has: what lies beyond is cut off, channel by channel."""
+    low = torch.minimum(x.amin(dim=(2, 3), keepdim=True), donors.amin(dim=(2, 3), keepdim=True))
+    high = torch.maximum(x.amax(dim=(2, 3), keepdim=True), donors.amax(dim=(2, 3), keepdim=True))
+    return torch.minimum(torch.maximum(found, low), high)

@@ -7,6 +7,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Cluster:
         share: of the class's maps.
         separation: how much more alike its maps are to their own mean than to that of the class's other maps: the mean difference of
             the two cosines, -1 to 1.
-        p: how often the best separated group of as many maps, each moved to a random place, is at least as far apart.
+        p: how often as many maps drawn from all classes have a group that stands out as much; None without other classes.
         mean: (h, w) mean of its maps' shares.
     """
 
@@ -42,29 +43,30 @@ class Cluster:
     members: Array
     share: float
     separation: float
-    p: float
+    p: float | None
     mean: Array
 
 
 def clusters_of(
-    name: str, shares: Array, members: Array, *, seed: int = 0, copies: int = _COPIES
+    name: str, shares: Array, members: Array, others: Array, *, seed: int = 0, copies: int = _COPIES
 ) -> tuple[Cluster, ...]:
-    """The groups of a class, small, far and consistent ones first; none where all maps are of one kind.
+    """The groups of a class, far and consistent ones first; none where all maps are of one kind.
 
-    Each is compared with a null in which every map keeps its form and is moved around the (closed) grid by a random step: the grouping
-    is made anew, and its best separation counts, so that having looked for groups costs nothing.
+    A permutation test says how unusual each is: as many maps are drawn from all classes together, grouped anew, and the most outstanding
+    of their groups counts. So having looked for groups costs nothing, and what all classes share is not unusual.
 
     Args:
         name: the class.
         shares: (N, h, w) of all maps.
         members: (n,) indices of the class's maps.
-        seed: of the null, and of which maps make the graph.
-        copies: of the null.
+        others: (m,) indices of the maps of all other classes.
+        seed: of the draws, and of which maps make the graph.
+        copies: how many draws.
 
     Raises:
         MissingExtraError: scikit-learn isn't installed (the extra `audit`).
     """
-    members = members[shares[members].sum(axis=(1, 2)) > 0]
+    members, others = (one[shares[one].sum(axis=(1, 2)) > 0] for one in (members, others))
     if len(members) < LEAST or min(shares.shape[1:]) < 3:
         return ()
     random = np.random.default_rng([seed, len(members)])
@@ -74,13 +76,12 @@ def clusters_of(
     if count == 1:
         return ()
     apart = _separations(_unit(maps), groups)
-    best = [
-        max(_separations(moved, _grouped(moved, random)), default=-1.0)
-        for moved in (_unit(_moved(maps, random)) for _ in range(copies))
-    ]
-    chances = [(1 + sum(one >= value for one in best)) / (1 + copies) for value in apart]
     sizes = np.bincount(groups, minlength=count) / len(groups)
-    order = sorted(range(count), key=lambda at: (chances[at], -apart[at] * (1 - sizes[at])))
+    weights = _weights(apart, sizes)
+    pool = np.concatenate([members, others])
+    best = _drawn(shares, pool, len(members), copies, random) if len(others) >= LEAST else []
+    chances = [(1 + sum(one >= value for one in best)) / (1 + copies) if best else None for value in weights]
+    order = sorted(range(count), key=lambda at: -weights[at])
     found = []
     for number, at in enumerate(order, start=1):
         own = np.flatnonzero(groups == at)
@@ -90,19 +91,26 @@ def clusters_of(
     return tuple(found)
 
 
+def _weights(apart: Sequence[float], sizes: Array) -> list[float]:
+    """Of each group how far it stands out: its separation times the spread of belonging to it, which grows with its size up to a half."""
+    return [float(one * np.sqrt(size * (1 - size))) for one, size in zip(apart, sizes, strict=True)]
+
+
+def _drawn(shares: Array, pool: Array, count: int, copies: int, random: np.random.Generator) -> list[float]:
+    """The most outstanding group in each of so many draws of as many maps from all classes."""
+    found = []
+    for _ in range(copies):
+        flat = _unit(shares[random.choice(pool, min(count, _AT_ONCE), replace=False)].astype(np.float64))
+        groups = _grouped(flat, random)
+        sizes = np.bincount(groups) / len(groups)
+        found.append(max(_weights(_separations(flat, groups), sizes)) if len(sizes) > 1 else 0.0)
+    return found
+
+
 def _unit(maps: Array) -> Array:
     """(n, h w) of length 1."""
     flat = maps.reshape(len(maps), -1)
     return np.asarray(flat / np.linalg.norm(flat, axis=1, keepdims=True))
-
-
-def _moved(maps: Array, random: np.random.Generator) -> Array:
-    """Each map moved around the closed grid by a step of its own."""
-    h, w = maps.shape[1:]
-    down, right = random.integers(h, size=len(maps)), random.integers(w, size=len(maps))
-    rows = (np.arange(h)[None] + down[:, None]) % h
-    columns = (np.arange(w)[None] + right[:, None]) % w
-    return np.asarray(maps[np.arange(len(maps))[:, None, None], rows[:, :, None], columns[:, None, :]])
 
 
 def _grouped(flat: Array, random: np.random.Generator) -> Array:

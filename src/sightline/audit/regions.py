@@ -15,7 +15,7 @@ from sightline.audit.heat import MIDDLE, in_box
 Array = np.ndarray[Any, np.dtype[Any]]
 Fractions = tuple[float, float, float, float]
 REGION, BACKGROUND = "region", "background"
-WHOLE = ("tone", "texture", "sharpness", "smallness", "largeness")
+WHOLE = ("tone", "texture", "smallness", "largeness")
 LARGEST = 0.25  # of the input's area: what gathers nowhere is no region
 _MARGIN = 0.5  # cells around the hot ones: a mark may reach into the next cell
 _MOST = 4  # regions of a class
@@ -28,8 +28,8 @@ class Candidate:
 
     Attributes:
         of: the class.
-        what: "region", "background" (all but the object, by its mask), "tone" (mean and spread of the colours), "texture" (what is
-            finer than a 56th of the side), "sharpness" (how strong that is), "smallness" or "largeness" (of everything).
+        what: "region", "background" (all but the object, by its mask), "tone" (mean and spread of the colours), "texture" (how
+            strong what is finer than a tenth of the side is, at every fineness), "smallness" or "largeness" (of everything).
         box: of a region: (left, top, right, bottom) in fractions of the input.
         members: indices of the pictures that showed it.
         found: where it came from, in words.
@@ -77,8 +77,7 @@ _ASIDE = 0.1
 _WORDS = {
     BACKGROUND: "the background, which is all but the object",
     "tone": "the tone of the whole picture: the mean and spread of its colours",
-    "texture": "the fine texture of the whole picture",
-    "sharpness": "how sharp the whole picture is",
+    "texture": "the fine texture of the whole picture, its sharpness included",
     "smallness": "how small everything is",
     "largeness": "how large everything is",
 }  # fmt: skip

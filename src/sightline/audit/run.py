@@ -261,13 +261,14 @@ def _looked_at(heats: Heats, objects: Array | None, seed: int, told: Watch) -> l
     for at, name in enumerate(heats.of):
         by[name].append(at)
     shares = parts_of(heats.shares, objects)
+    classes = np.array(heats.of)
     copies = 39 if len(by) <= 50 else 19
     found = []
     for number, (name, indices) in enumerate(sorted(by.items(), key=lambda one: (-len(one[1]), one[0]))):
         told("looking at classes", number, len(by))
         members = np.array(indices)
         heat = where(shares, heats.shares, members, seed)
-        clusters = clusters_of(name, heats.shares, members, seed=seed, copies=copies)
+        clusters = clusters_of(name, heats.shares, members, np.flatnonzero(classes != name), seed=seed, copies=copies)
         enough = len(members) >= LEAST
         candidates = candidates_of(name, heats.shares, members, clusters, objects) if enough else ()
         found.append(_Looked(name, members, heat, heats.shares[members].mean(axis=0), clusters, candidates))
@@ -392,7 +393,9 @@ def _object_of(heats: Heats, mask_of: Any) -> Callable[[int], Array | None] | No
 def _sample(heats: Heats, found: Sequence[_Looked], budget: int) -> tuple[list[int], list[_Looked]]:
     """Which pictures are read, and of which classes: those whose maps look odd first, as far as the budget goes."""
     able = [one for one in found if one.candidates]
-    able.sort(key=lambda one: (min((each.p for each in one.clusters), default=1.0), -len(one.members)))
+    able.sort(
+        key=lambda one: (min((each.p for each in one.clusters if each.p is not None), default=1.0), -len(one.members))
+    )
     chosen: dict[int, None] = {}
     classes: list[_Looked] = []
     cost = 0
@@ -434,7 +437,9 @@ def _audit(
         of_class = tried.get(one.name, [])
         made = any(each.trials for each in of_class)
         pairs = [(each.candidate, each.ruling) for each in of_class]
-        ruling = ruling_on_class(one.name, len(one.members), one.heat, pairs, [each.p for each in one.clusters], made)
+        ruling = ruling_on_class(
+            one.name, len(one.members), one.heat, pairs, [each.p for each in one.clusters if each.p is not None], made
+        )
         classes.append(ClassAudit(one.name, one.members, ruling, one.heat, one.mean))
     classes.sort(key=lambda one: ORDER.index(one.ruling.outcome))
     rank = [SHORTCUT, SUSPECTED, "place", CLEARED, UNTRIED]
@@ -466,7 +471,7 @@ def _audit(
         tuple(
             sorted(
                 (each for one in found for each in one.clusters),
-                key=lambda one: (one.p, -one.separation * (1 - one.share)),
+                key=lambda one: (1.0 if one.p is None else one.p, -one.separation * (1 - one.share)),
             )
         ),
         tuple(everything),

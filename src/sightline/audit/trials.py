@@ -27,9 +27,7 @@ TAKEN, GIVEN = "taken", "given"
 # What is done for each kind of candidate, and which way: whether the class is lost, or won by pictures of other classes.
 KINDS: Mapping[str, tuple[tuple[str, str], ...]] = {
     REGION: (("covered", TAKEN), ("inpainted", TAKEN), ("exchanged", TAKEN), ("pasted", GIVEN)),
-    **dict.fromkeys(
-        (BACKGROUND, "tone", "texture", "sharpness", "smallness", "largeness"), ((TAKEN, TAKEN), (GIVEN, GIVEN))
-    ),
+    **dict.fromkeys((BACKGROUND, "tone", "texture", "smallness", "largeness"), ((TAKEN, TAKEN), (GIVEN, GIVEN))),
 }
 EACH = 32  # pictures in each arm of a trial
 LEAST = 8  # below which a trial says nothing
@@ -187,7 +185,7 @@ def changed(one: Candidate, arms: Arms, which: int, part: slice, pool: Pool) -> 
     if one.what in ("smallness", "largeness"):  # the control is a change the other way
         shrink = (one.what == "smallness") == (arms.way == GIVEN)
         return changes.smaller(x) if shrink == (which == 0) else changes.larger(x)
-    return {"tone": changes.tone, "texture": changes.texture, "sharpness": changes.sharpness}[one.what](x, given)
+    return {"tone": changes.tone, "texture": changes.texture}[one.what](x, given)
 
 
 def asked(adapter: Adapter, x: Tensor, batch: int, told: Callable[[int], None] | None = None) -> Iterator[Tensor]:

@@ -61,10 +61,10 @@ def ruling_on(one: Candidate, trials: Sequence[Trial]) -> Ruling:
         if (given or taken) and one.aside:
             return Ruling(SUSPECTED, f"{place} matters for {one.of!r}, in one of the two directions tried.", told)
         return Ruling(CLEARED, f"{place}: changing it matters no more than changing another place.", told)
-    strong = all(any(shows(each, STRONG) for each in trials if each.way == way) for way in (GIVEN, TAKEN))
-    if strong:
+    strong = any(shows(each, STRONG) for each in trials)
+    if strong and given and taken:
         return Ruling(SHORTCUT, f"{place} decides that it is {one.of!r}, whatever the picture shows.", told)
-    if given and taken:
+    if strong or (given and taken):
         return Ruling(
             SUSPECTED, f"{place} matters much for {one.of!r}; whether it belongs to the class is for you to say.", told
         )

@@ -15,7 +15,8 @@ from sightline.audit.heat import MIDDLE, in_box
 Array = np.ndarray[Any, np.dtype[Any]]
 Fractions = tuple[float, float, float, float]
 REGION, BACKGROUND = "region", "background"
-WHOLE = ("tone", "texture", "smallness", "largeness")
+SIZES = ("smallness", "largeness")
+WHOLE = ("tone", "texture", *SIZES)
 LARGEST = 0.25  # of the input's area: what gathers nowhere is no region
 _MARGIN = 0.5  # cells around the hot ones: a mark may reach into the next cell
 _MOST = 4  # regions of a class
@@ -63,13 +64,9 @@ class Candidate:
             return self.outside >= _OUTSIDE
         left, top, right, bottom = self.box
         touches = min(left, top, 1 - right, 1 - bottom) < 1e-6
-        low, high = MIDDLE[0] / 2, 1 - MIDDLE[0] / 2
         across, down = (left + right) / 2, (top + bottom) / 2
-        return (
-            touches
-            and not (low <= across <= high and low <= down <= high)
-            and (right - left) * (bottom - top) <= _ASIDE
-        )
+        central = MIDDLE[0] <= across <= MIDDLE[2] and MIDDLE[1] <= down <= MIDDLE[3]
+        return touches and not central and (right - left) * (bottom - top) <= _ASIDE
 
 
 _OUTSIDE = 0.75

@@ -166,8 +166,11 @@ def _of_others(pool: Pool, rows: Array, others: Array, random: np.random.Generat
 
 
 def _same_but(own: Array, random: np.random.Generator) -> Array:
-    """For each picture another one of the same class."""
-    return np.asarray(np.roll(own[random.permutation(len(own))], 1)) if len(own) > 1 else own
+    """For each picture another one of the same class: the next of a random circle."""
+    circle = random.permutation(len(own))
+    found = np.empty_like(own)
+    found[circle] = own[np.roll(circle, 1)]
+    return found
 
 
 def changed(one: Candidate, arms: Arms, which: int, part: slice, pool: Pool) -> Tensor:

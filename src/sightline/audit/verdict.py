@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sightline.audit.heat import Where
-from sightline.audit.regions import BACKGROUND, REGION, Candidate
+from sightline.audit.regions import BACKGROUND, REGION, SIZES, Candidate
 from sightline.audit.trials import GIVEN, TAKEN, Trial
 from sightline.metrics.statistics import holm
 
@@ -64,7 +64,8 @@ def ruling_on(one: Candidate, trials: Sequence[Trial]) -> Ruling:
     strong = any(shows(each, STRONG) for each in trials)
     if strong and given and taken:
         return Ruling(SHORTCUT, f"{place} decides that it is {one.of!r}, whatever the picture shows.", told)
-    if strong or (given and taken):
+    # Enlarging cuts the border off, and with it whatever lies there; alone it says nothing of the size.
+    if (strong and one.what not in SIZES) or (given and taken):
         return Ruling(
             SUSPECTED, f"{place} matters much for {one.of!r}; whether it belongs to the class is for you to say.", told
         )

@@ -393,9 +393,7 @@ def _object_of(heats: Heats, mask_of: Any) -> Callable[[int], Array | None] | No
 def _sample(heats: Heats, found: Sequence[_Looked], budget: int) -> tuple[list[int], list[_Looked]]:
     """Which pictures are read, and of which classes: those whose maps look odd first, as far as the budget goes."""
     able = [one for one in found if one.candidates]
-    able.sort(
-        key=lambda one: (min((each.p for each in one.clusters if each.p is not None), default=1.0), -len(one.members))
-    )
+    able.sort(key=_suspicion)
     chosen: dict[int, None] = {}
     classes: list[_Looked] = []
     cost = 0
@@ -403,16 +401,23 @@ def _sample(heats: Heats, found: Sequence[_Looked], budget: int) -> tuple[list[i
         own = sum(2 * EACH * len(KINDS[each.what]) for each in one.candidates)
         some = [_spread(each.members if each.what == REGION else one.members) for each in one.candidates]
         more = [at for at in dict.fromkeys(np.concatenate(some).tolist()) if at not in chosen]
-        if classes and (cost + own + len(more) > budget or len(chosen) + len(more) > _POOL):
+        if cost + (own if classes else 0) + len(more) > budget or len(chosen) + len(more) > _POOL:
             break
         chosen.update(dict.fromkeys(more))
         classes.append(one)
         cost += own + len(more)
     # Pictures of other classes are needed, too, where one class alone is tried.
-    for one in found:
-        if one not in classes and len(chosen) < 2 * EACH + len(classes) * EACH and cost < budget:
-            chosen.update(dict.fromkeys(_spread(one.members).tolist()))
+    for one in found if classes else ():
+        more = _spread(one.members).tolist()
+        if one not in classes and len(chosen) < 2 * EACH + len(classes) * EACH and len(chosen) + len(more) <= budget:
+            chosen.update(dict.fromkeys(more))
     return list(chosen), classes
+
+
+def _suspicion(one: _Looked) -> tuple[bool, float, int]:
+    """Smaller is more suspicious: heat that gathers where no object is, then unusual groups of maps, then many pictures."""
+    aside = any(each.what == REGION and each.aside for each in one.candidates)
+    return not aside, min((each.p for each in one.clusters if each.p is not None), default=1.0), -len(one.members)
 
 
 def _spread(members: Array) -> Array:

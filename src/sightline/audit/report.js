@@ -6,7 +6,7 @@
   const parsed = (id) => JSON.parse(byId(id).textContent);
   const data = parsed("data");
   const listed = data.kind === "index";
-  const AT_ONCE = 200, CARD = 240;
+  const AT_ONCE = 200, CARD = [192, 144];
   const [RIGHT, WRONG, UNLABELLED, ERROR] = data.states;
 
   function make(kind, attributes, ...children) {
@@ -16,7 +16,16 @@
     return made;
   }
 
-  const percent = (share) => (share === null || share === undefined ? "" : share > 0 && share < 0.001 ? "under 0.1 %" : `${Number((100 * share).toPrecision(share >= 0.0995 ? 3 : 2))} %`);
+  // A name that may be broken where its parts end.
+  function broken(name) {
+    return name.split(/(?<=[_/.-])/).flatMap((part, at) => (at ? [make("wbr"), part] : [part]));
+  }
+
+  function percent(share) {
+    if (share === null || share === undefined) return "";
+    if (share < 0.001) return "under 0.1 %";
+    return share >= 0.995 && share < 1 ? "over 99 %" : `${(100 * share).toFixed(share >= 0.095 ? 0 : 1)} %`;
+  }
   const figure = (value) => (value === null || value === undefined ? "" : String(Number(value.toPrecision(3))));
 
   const entries = parsed("entries").map(([id, label, said, probability, state, evidence, border, why], at) => ({
@@ -210,7 +219,7 @@
     const frame = make("span", { class: "picture" }, canvas);
     const element = make(
       "li", { class: "card", id: `p${one.number}`, "data-number": one.number },
-      make("a", { href: address(one.number), class: "open" }, frame, make("span", { class: "name", dir: "auto" }, one.id)),
+      make("a", { href: address(one.number), class: "open" }, frame, make("span", { class: "name", dir: "auto" }, ...broken(one.id))),
       mark(one), ...about(one), note,
     );
     let image = null, drawn = "";
@@ -232,6 +241,7 @@
         if (block.photo && !image) made.load();
         if (block.photo && !image.complete) return image.addEventListener("load", made.draw, { once: true });
         drawn = wish;
+        frame.hidden = !block.photo && !block.maps.length;
         paint(canvas, block, image && image.naturalWidth ? image : null);
         element.dataset.drawn = wish;
       },
@@ -246,11 +256,11 @@
   }
 
   function paint(canvas, block, image) {
-    const shrink = CARD / Math.max(block.width, block.height);
+    const shrink = Math.min(CARD[0] / block.width, CARD[1] / block.height);
     const size = { width: Math.max(1, Math.round(block.width * shrink)), height: Math.max(1, Math.round(block.height * shrink)) };
     const kind = data.kinds[chosen.kind], map = kind && block.maps.find((one) => one.kind === kind.name);
     const nothing = { grid: [1, 1], values: "AAAAAA==", scale: 0, signed: false };
-    const settings = { style: map ? chosen.style : "photo" };
+    const settings = { style: map ? chosen.style : "photo", period: 12 };
     if (map && chosen.same) settings.scale = kind.scale;
     window.sightlineDraw(canvas, image, { ...(map || nothing), view: block.view }, { ...data, ...size }, settings);
   }
@@ -263,13 +273,13 @@
 
   const dialog = byId("viewer"), place = make("div", { class: "place" });
   const parts = {
-    name: make("h2", { id: "viewer-name", dir: "auto", tabindex: -1 }), says: make("div", { class: "says" }), more: make("div"),
+    name: make("h2", { id: "viewer-name", dir: "auto", tabindex: -1 }), line: make("div"), more: make("div"),
     count: make("span", { class: "soft", "aria-live": "polite" }),
     before: make("button", { type: "button", "aria-label": "previous picture" }, "←"),
     after: make("button", { type: "button", "aria-label": "next picture" }, "→"),
     close: make("button", { type: "button" }, "Close"),
   };
-  dialog.append(make("div", { class: "bar-of-dialog" }, parts.before, parts.after, parts.count, parts.close), parts.name, parts.says, place, parts.more);
+  dialog.append(make("div", { class: "bar-of-dialog" }, parts.before, parts.after, parts.count, parts.close), parts.name, parts.line, place, parts.more);
   let open = null;
 
   function facts(map) {
@@ -280,11 +290,12 @@
     const one = entryOf(number), block = blockOf(number);
     open = number;
     parts.name.textContent = one.id;
-    const line = make("p", {}, mark(one));
-    if (one.label >= 0) line.append(" label: ", make("bdi", {}, data.names[one.label]));
+    const line = make("p", {}, ...[mark(one)].filter(Boolean));
+    if (one.said >= 0) line.append(" The model says ", make("strong", {}, make("bdi", {}, data.names[one.said])), `, ${percent(one.probability)}`);
+    if (one.label >= 0) line.append(one.said >= 0 ? "; the label is " : " The label is ", make("bdi", {}, data.names[one.label]));
     const says = block.says.map(([name, share, text]) => make("li", { class: "said" }, make("bdi", {}, name), make("span", {}, text), bar(share)));
-    parts.says.replaceChildren(line, make("ul", {}, ...says));
-    if (one.state === ERROR) parts.says.replaceChildren(line, make("p", { class: "warn", dir: "auto" }, one.why.filter(Boolean).join(": ")));
+    parts.line.replaceChildren(...(line.firstChild ? [line] : []));
+    if (one.state === ERROR) parts.line.append(make("p", { class: "warn", dir: "auto" }, one.why.filter(Boolean).join(": ")));
     place.hidden = !block.maps.length;
     if (block.maps.length)
       window.sightlineViewer(place, {
@@ -293,6 +304,7 @@
       });
     const notices = [...new Set([...block.notices, ...block.maps.flatMap((map) => map.notices)])];
     parts.more.replaceChildren(
+      ...(says.length ? [make("h3", {}, "The model says"), make("ul", { class: "says" }, ...says)] : []),
       ...block.maps.map((map) => make("section", { class: "facts" }, make("h3", {}, make("bdi", {}, `${map.title}: ${map.kind}`)), facts(map))),
       ...(block.facts.length ? [make("p", { class: "soft" }, block.facts.map((fact) => fact.join(" ")).join("; "))] : []),
       ...(notices.length ? [make("h3", {}, "What limits this"), make("ul", {}, ...notices.map((notice) => make("li", { dir: "auto" }, notice)))] : []),
@@ -361,9 +373,14 @@
       await Promise.all(entries.slice(at, at + 25).map((one) => cardOf(one).load()));
     }
   }
+  let closed = [];
   window.addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    for (const one of closed) one.open = true;
     if (!listed) for (const one of shown) cardOf(one).draw();
   });
+  window.addEventListener("afterprint", () => closed.forEach((one) => (one.open = false)));
+  if (window.matchMedia("(max-width: 40rem)").matches) byId("filters").open = false;
 
   controls();
   refresh();

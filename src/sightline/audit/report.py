@@ -48,7 +48,8 @@ def write_report(
     """A run of `sightline batch` as a page for people: pictures with their heat, filters, sorting, search, and the audit's findings.
 
     It needs no server and no network, runs nothing that stands in the run, and is there whole or not at all. Up to 2,000 pictures are one HTML
-    file; more are a folder of the same name without .html, with index.html and pages.
+    file; more are a folder, NAME-pages instead of NAME.html, with index.html and
+    pages.
 
     Args:
         run: the folder of a run, complete or not, or a run that is open.
@@ -74,7 +75,7 @@ def write_report(
         )
     whole = count <= MOST
     if not whole and output.suffix.lower() in (".html", ".htm"):
-        output = output.with_suffix("")
+        output = output.with_name(f"{output.stem}-pages")
     _check(opened, output, whole, force)
     try:
         with tempfile.TemporaryFile("w+", encoding="utf-8") as lines:
@@ -90,13 +91,17 @@ def write_report(
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"{output} can't be written: {error.strerror or error}. Choose another place with -o") from error
+        raise OutputError(
+            f"{output} can't be written: {error.strerror or error}. Choose another place with -o"
+        ) from error
 
 
 def _check(run: Run, output: Path, whole: bool, force: bool) -> None:
     """Refuses a place inside the run, and one where something stands, but for an earlier report with `force`."""
     if output.resolve().is_relative_to(run.folder.resolve()):
-        raise OutputError(f"{output} lies in the run {run.folder}, where nothing else is written; choose another place with -o")
+        raise OutputError(
+            f"{output} lies in the run {run.folder}, where nothing else is written; choose another place with -o"
+        )
     if "\0" in str(output):
         raise OutputError("the name of a file can't hold a zero byte; choose another place with -o")
     if not (output.exists() or output.is_symlink()):
@@ -105,7 +110,9 @@ def _check(run: Run, output: Path, whole: bool, force: bool) -> None:
     if not force:
         raise OutputError(f"{output} exists; --force replaces it (in Python force=True), -o chooses another place")
     if not (_is_page(output) if whole else _is_folder(output)):
-        raise OutputError(f"{output} is no report of sightline ({what}) and is not replaced, not even with --force; choose another place with -o")
+        raise OutputError(
+            f"{output} is no report of sightline ({what}) and is not replaced, not even with --force; choose another place with -o"
+        )
 
 
 def _is_page(file: Path) -> bool:
@@ -134,9 +141,7 @@ def _pages(run: Run, seen: Survey, about: Mapping[str, Any], lines: IO[str], wat
     return _page(kind="whole", first=0, entries=_lines(lines), blocks=blocks, **about)
 
 
-def _write_pages(
-    place: Path, run: Run, seen: Survey, about: Mapping[str, Any], lines: IO[str], watch: Watch
-) -> None:
+def _write_pages(place: Path, run: Run, seen: Survey, about: Mapping[str, Any], lines: IO[str], watch: Watch) -> None:
     shown = {**about, "audit": None, "failed": [], "pages": -(-seen.pictures // A_PAGE)}
     rows = _counted(run, seen, watch)
     for page in range(shown["pages"]):
@@ -144,10 +149,14 @@ def _write_pages(
         entries = (in_script(entry(seen, row)) for _, row in part)
         blocks = (_block(number, row, seen) for number, row in part)
         with open(place / _page_name(page * A_PAGE), "xb") as file:
-            _write(file, _page(kind="page", page=page, first=page * A_PAGE, entries=entries, blocks=blocks, **shown))
+            _write(
+                file, _page(kind="page", first=page * A_PAGE, entries=entries, blocks=blocks, **{**shown, "page": page})
+            )
     with open(place / INDEX, "xb") as file:
         _write(file, _page(kind="index", first=0, entries=_lines(lines), blocks=(), **{**shown, **about}))
-    write_manifest(place, {"schema": SCHEMA, "run": text(run.folder.name), "pictures": seen.pictures, "pages": shown["pages"]})
+    write_manifest(
+        place, {"schema": SCHEMA, "run": text(run.folder.name), "pictures": seen.pictures, "pages": shown["pages"]}
+    )
 
 
 def _page_name(number: int) -> str:
@@ -218,9 +227,7 @@ def _policy(css: str, own: str) -> str:
 # ------------------------------------------------------------------------------------------------------- what the page says
 
 
-def _about(
-    run: Run, seen: Survey, audit: Mapping[str, Any] | None, page_of: Callable[[int], str]
-) -> dict[str, Any]:
+def _about(run: Run, seen: Survey, audit: Mapping[str, Any] | None, page_of: Callable[[int], str]) -> dict[str, Any]:
     """What stands on every page, and what its script is told."""
 
     def address(name: str) -> str:
@@ -245,6 +252,7 @@ def _about(
         "audit": shown,
         "pages": 0,
         "page": 0,
+        "per_page": A_PAGE,
         "settings": {
             **colours(),
             "names": list(seen.names),
@@ -268,7 +276,13 @@ def _accuracy(seen: Survey) -> dict[str, Any] | None:
     if not count or not seen.judged:
         return None
     low, high = wilson(right, count)
-    return {"right": right, "count": count, "share": f"{100 * right / count:.1f}", "low": f"{100 * low:.1f}", "high": f"{100 * high:.1f}"}
+    return {
+        "right": right,
+        "count": count,
+        "share": f"{100 * right / count:.1f}",
+        "low": f"{100 * low:.1f}",
+        "high": f"{100 * high:.1f}",
+    }
 
 
 def _failed(run: Run, seen: Survey, page_of: Callable[[int], str]) -> list[dict[str, str]]:

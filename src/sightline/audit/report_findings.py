@@ -33,7 +33,9 @@ def read_audit(given: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     found = given if isinstance(given, Mapping) else read_json(Path(given) / FILE)
     schema = found.get("schema") if isinstance(found, Mapping) else None
     if schema != SCHEMA:
-        raise OutputError(f"the audit has the schema {schema!r:.60}, expected {SCHEMA!r}. Make it with: sightline audit RUN")
+        raise OutputError(
+            f"the audit has the schema {schema!r:.60}, expected {SCHEMA!r}. Make it with: sightline audit RUN"
+        )
     return dict(found)
 
 
@@ -280,4 +282,3 @@ def _figure(value: Any) -> str:
         return f"{value:,}"
     known = rounded(value)
     return text(value) if known is None and isinstance(value, str) else "" if known is None else f"{known:.3g}"
-

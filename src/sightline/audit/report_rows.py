@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from typing import IO, Any
 
@@ -18,7 +19,9 @@ import numpy as np
 from sightline.batch.results import DRAWN, Row, Run, StoredMap
 from sightline.bundle import unicode_text
 from sightline.errors import SightlineError
+from sightline.heatmap import ALL_LAYERS
 from sightline.methods.registry import list_methods
+from sightline.models.adapter import INPUT
 from sightline.render.panel import percent
 from sightline.render.viewer import as_text, in_script
 from sightline.train.film import border_share
@@ -214,7 +217,7 @@ def _border(one: StoredMap) -> float:
 def _map(one: StoredMap) -> dict[str, Any]:
     raw, scale = _finite(one), _largest(one)
     of = f"{text(one.label)}, {percent(one.probability)}" if one.probability is not None else text(one.label)
-    layer = {"input": "the input", "all": "all layers"}.get(one.layer, f"layer {text(one.layer)}")
+    layer = {INPUT: "the input", ALL_LAYERS: ALL_LAYERS}.get(one.layer, f"layer {text(one.layer)}")
     facts = [
         ("method", text(one.method)),
         ("layer", layer),
@@ -225,11 +228,12 @@ def _map(one: StoredMap) -> dict[str, Any]:
         *((text(name), _figure(value)) for name, value in list(one.metrics.items())[:_MOST_NOTICES]),
     ]
     values = (raw / scale if scale > 0 else raw).astype("<f2")
+    comparable = _in_score(str(one.method))
     return {
         "title": of,
         "note": f"{text(one.method)} at {layer}, {one.raw.shape[0]}x{one.raw.shape[1]} grid",
-        "unit": _unit(one.method),
-        "group": text(one.method),
+        "unit": "in units of the score" if comparable else f"in the own unit of {text(one.method)}",
+        "group": f"score at {layer}" if comparable and one.layer != INPUT else f"{text(one.method)} at {layer}",
         "signed": bool((raw < 0).any()),
         "scale": scale,
         "half": scale or 1.0,
@@ -240,9 +244,11 @@ def _map(one: StoredMap) -> dict[str, Any]:
     }
 
 
-def _unit(method: str) -> str:
+@cache
+def _in_score(method: str) -> bool:
+    """Whether the method's values are in units of the score, so that they share a scale with others at one layer."""
     known = list_methods().get(method)
-    return f"in the own unit of {text(method)}" if known is None or known.unit != "score" else "in units of the score"
+    return known is not None and known.unit == "score"
 
 
 def _figure(value: Any) -> str:

@@ -62,7 +62,20 @@ def _app() -> typer.Typer:
         invoke_without_command=True,
     )
     app.callback()(_options)
-    for command in (explain, compare, evaluate, batch, report, train, concepts, models, layers, methods, metrics, doctor):
+    for command in (
+        explain,
+        compare,
+        evaluate,
+        batch,
+        report,
+        train,
+        concepts,
+        models,
+        layers,
+        methods,
+        metrics,
+        doctor,
+    ):
         app.command(command.__name__.rpartition(".")[2])(command.run)
     app.command("app")(web.run)
     app.add_typer(runs.app(), name="runs")

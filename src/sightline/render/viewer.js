@@ -85,7 +85,7 @@
   }
 
   // The photograph in the forms that the styles need, made once.
-  function prepare(image, width, height) {
+  function prepare(image, width, height, hatching) {
     const canvas = make("canvas");
     canvas.width = width;
     canvas.height = height;
@@ -94,7 +94,7 @@
     pen.drawImage(image, 0, 0, width, height);
     const photo = pen.getImageData(0, 0, width, height).data;
     const grey = new Uint8ClampedArray(photo), pale = new Uint8ClampedArray(photo);
-    const period = Math.max(6, Math.floor(Math.min(height, width) / 28)), thick = Math.max(1, Math.floor(period / 9));
+    const period = hatching || Math.max(6, Math.floor(Math.min(height, width) / 28)), thick = Math.max(1, Math.floor(period / 9));
     for (let i = 0; i < width * height; i++) {
       const light = Math.floor((photo[4 * i] * 19595 + photo[4 * i + 1] * 38470 + photo[4 * i + 2] * 7471 + 32768) / 65536);
       const diagonal = ((i % width) + Math.floor(i / width)) % period;
@@ -204,7 +204,8 @@
     return [make("label", {}, label + " ", range), range];
   }
 
-  // chosen: style ("map" for the colours alone), colours, and the scale where it is not the pane's own. Without an image the ground is grey.
+  // chosen: style ("map" for the colours alone), colours, the scale where it is not the pane's own, pixels from one hatching line to the next.
+  // Without an image the ground is grey.
   window.sightlineDraw = (canvas, image, pane, data, chosen) => {
     canvas.width = data.width;
     canvas.height = data.height;
@@ -213,7 +214,7 @@
       shownScale: chosen.scale === undefined ? pane.scale : chosen.scale, diverging: bytes(data.palettes[data.diverging]),
     };
     const settings = { strength: 90, threshold: 0, ...chosen, palette: bytes(data.palettes[chosen.colours || "inferno"]) };
-    draw(drawn, prepare(image, data.width, data.height), data, settings);
+    draw(drawn, prepare(image, data.width, data.height, chosen.period), data, settings);
   };
   window.sightlineDraw.styles = STYLES;
 

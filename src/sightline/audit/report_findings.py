@@ -170,6 +170,7 @@ def _candidate(one: Mapping[str, Any], link: Callable[[Any], dict[str, str]]) ->
         "class": text(one.get("class", "")),
         "number": _figure(one.get("number")),
         "what": text(one.get("what", "")),
+        "box": _box(one.get("box")),
         "trials": [_trial(each) for each in _records(one, "trials")],
         "examples": [
             {
@@ -178,7 +179,6 @@ def _candidate(one: Mapping[str, Any], link: Callable[[Any], dict[str, str]]) ->
                 "after": _address(each.get("after")),
                 "said_before": text(each.get("said_before") or ""),
                 "said_after": text(each.get("said_after") or ""),
-                "box": _box(one.get("box")),
             }
             for each in _records(one, "examples")[:_MOST]
         ],

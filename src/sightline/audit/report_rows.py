@@ -74,7 +74,9 @@ def survey(run: Run, sought: Collection[str], lines: IO[str]) -> Survey:
     Raises:
         OutputError: a shard is damaged.
     """
-    seen, labels, known = Survey(), set(), set()
+    seen = Survey()
+    labels: set[str] = set()
+    known: set[str] = set()
     for row in run:
         if row.id in sought:
             seen.found[row.id] = seen.pictures

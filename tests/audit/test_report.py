@@ -74,7 +74,13 @@ def audit(**changed: Any) -> dict[str, Any]:
     verdict = {"says": "It relies on the corner.", "because": ["62 % flip."], "next": ["Cut the corner off."]}
     example = {"id": "cats/003.jpg", "before": address, "after": address, "said_before": "tabby", "said_after": "cock"}
     trial = {"change": "blurred", "pictures": 40, "flips": 0.62, "control": 0.05, "difference": 0.57, "low": 0.4, "high": 0.7, "p": 0.0002}  # fmt: skip
-    said = {"id": "cats/005.jpg", "label": "cat", "predicted": "tabby", "probability": 0.9, "says": "the second best is near"}
+    said = {
+        "id": "cats/005.jpg",
+        "label": "cat",
+        "predicted": "tabby",
+        "probability": 0.9,
+        "says": "the second best is near",
+    }
     return {
         "schema": "sightline.audit/1",
         "run": {"model": "bundled", "method": "grad-cam", "pictures": 12, "done": 11, "errors": 1, "labelled": 9, "grid": [7, 7], "masks": False},
@@ -173,7 +179,9 @@ def test_what_a_damaged_row_holds_is_left_out_and_told(tmp_path: Path) -> None:
 def test_a_border_is_the_share_of_heat_in_the_outer_eighth(tmp_path: Path) -> None:
     page = text(write_report(made(tmp_path / "run", 8, failed=()), tmp_path / "report.html"))
     borders = [line[6][0] for line in data(page, "entries")]
-    assert borders[0] == pytest.approx(1 / 1.5 * (1 - (1 / 8) ** 2), abs=0.01), "a corner cell: an eighth of a seventh is inside"
+    assert borders[0] == pytest.approx(1 / 1.5 * (1 - (1 / 8) ** 2), abs=0.01), (
+        "a corner cell: an eighth of a seventh is inside"
+    )
     assert borders[2] == 0
 
 
@@ -387,7 +395,9 @@ def test_filters_search_and_order_do_what_they_say(page: Any, shown: Path) -> No
     rows = {one.id: one for one in open_run(shown.parent / "run")}
     good = [one for one in rows.values() if not one.error]
     assert names(page) == list(rows)
-    page.locator("#by-predicted").select_option(label=f"tabby ({sum(one.predictions[0].label == 'tabby' for one in good)})")
+    page.locator("#by-predicted").select_option(
+        label=f"tabby ({sum(one.predictions[0].label == 'tabby' for one in good)})"
+    )
     assert names(page) == [one.id for one in good if one.predictions[0].label == "tabby"]
     page.locator("#by-state").select_option("wrong")
     assert names(page) == [one.id for one in good if one.predictions[0].label == "tabby" and one.label]
@@ -557,7 +567,10 @@ def test_nothing_that_a_run_or_an_audit_is_called_runs_or_is_fetched(page: Any, 
     found = audit(disagreements={name: named for name in HOSTILE[:8]}, labels=named, because=list(HOSTILE), says=HOSTILE[1], outcome=HOSTILE[0], notices=list(HOSTILE))  # fmt: skip
     found["run"] |= dict.fromkeys(("model", "method"), HOSTILE[5])
     found["candidates"][0] |= {"class": HOSTILE[5], "what": HOSTILE[6], "outcome": HOSTILE[7], "says": HOSTILE[8]}
-    found["classes"][0] |= {"class": HOSTILE[21], "where": {HOSTILE[5]: {"mean": 0.1, "low": 0, "high": 1, "even": 0.4}}}
+    found["classes"][0] |= {
+        "class": HOSTILE[21],
+        "where": {HOSTILE[5]: {"mean": 0.1, "low": 0, "high": 1, "even": 0.4}},
+    }
     opened(page, write_report(run, tmp_path / "report.html", audit=found))
     assert page.evaluate("() => document.querySelectorAll('script:not([type]), iframe, object, embed, form:not(#controls), base, link, video').length") == 1  # fmt: skip
     page.evaluate("() => document.querySelectorAll('details').forEach((one) => (one.open = true))")
@@ -568,7 +581,10 @@ def test_nothing_that_a_run_or_an_audit_is_called_runs_or_is_fetched(page: Any, 
     page.locator("#by-words").fill("<script>")
     page.wait_for_timeout(300)
     assert page.locator("#cards .card").count() > 3
-    assert page.evaluate("() => document.querySelectorAll('#cards script, #cards img, dialog img, #cards svg').length") == 0
+    assert (
+        page.evaluate("() => document.querySelectorAll('#cards script, #cards img, dialog img, #cards svg').length")
+        == 0
+    )
 
 
 @pytest.mark.usefixtures("small")

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image
 
@@ -129,13 +129,14 @@ def write_manifest(place: Path, content: Mapping[str, Any]) -> None:
     (place / "manifest.json").write_text(unicode_text(text) + "\n", encoding="utf-8")
 
 
-def place(file: Path, content: bytes | memoryview) -> None:
-    """A file, whole or not at all: what stood there before stays until the new one is complete and on the disk."""
+@contextmanager
+def writing(file: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name only when all of it is on the disk; what stood there before stays until then."""
     written = file.with_name(f".{file.name}")
     try:
         written.unlink(missing_ok=True)  # a link in its place would have its target overwritten
         with open(written, "wb") as opened:
-            opened.write(content)
+            yield opened
             opened.flush()
             os.fsync(opened.fileno())
         written.replace(file)
@@ -143,6 +144,12 @@ def place(file: Path, content: bytes | memoryview) -> None:
         with suppress(OSError):
             written.unlink()
         raise
+
+
+def place(file: Path, content: bytes | memoryview) -> None:
+    """A file, whole or not at all."""
+    with writing(file) as opened:
+        opened.write(content)
 
 
 def csv_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:

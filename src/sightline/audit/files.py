@@ -7,16 +7,20 @@ import re
 from pathlib import Path
 
 from sightline.audit.pictures import picture_of
+from sightline.audit.report import MOST, write_report
 from sightline.audit.run import Audit
 from sightline.audit.verdict import PLACE, SHORTCUT, SUSPECTED
+from sightline.batch.results import Run
 from sightline.bundle import csv_table, place, unicode_text, whole_folder, write_manifest
 
 FINDINGS, LABELS, DOUBTFUL, PICTURES = "audit.json", "labels.csv", "disagreements.csv", "pictures"
+PAGE = "report.html"
 
 
-def write_audit(audit: Audit, output: Path, *, force: bool = False) -> Path:
+def write_audit(audit: Audit, run: Run, output: Path, *, force: bool = False) -> Path:
     """An audit as a folder, which appears whole or not at all.
 
+    - report.html: to be looked at, where the run has up to 2,000 pictures; of more `write_report` makes a folder.
     - audit.json: everything, as `Audit.record` gives it.
     - labels.csv: labels that may be wrong, with the columns that cleanlab's tables of label issues have (given_label,
       predicted_label, label_quality, is_label_issue) behind the picture's id.
@@ -25,6 +29,7 @@ def write_audit(audit: Audit, output: Path, *, force: bool = False) -> Path:
 
     Args:
         audit: to be written.
+        run: that it is of.
         output: a new folder.
         force: replace an earlier result of sightline.
 
@@ -32,7 +37,8 @@ def write_audit(audit: Audit, output: Path, *, force: bool = False) -> Path:
         OutputError: it can't be written.
     """
     with whole_folder(output, force) as folder:
-        text = json.dumps(audit.record(), indent=1, allow_nan=False)
+        record = audit.record()
+        text = json.dumps(record, indent=1, allow_nan=False)
         place(folder / FINDINGS, unicode_text(text).encode())
         rows = [
             (one.id, one.label, one.predicted, f"{one.quality:.6g}", True, f"{one.probability:.6g}")
@@ -54,6 +60,8 @@ def write_audit(audit: Audit, output: Path, *, force: bool = False) -> Path:
         ]
         place(folder / DOUBTFUL, csv_table(["kind", "id", "label", "predicted", "probability", "says"], odd))
         _write_pictures(audit, folder / PICTURES)
+        if len(run) <= MOST:
+            write_report(run, folder / PAGE, audit=record)
         write_manifest(
             folder, {"schema": "sightline.audit/1", "run": dict(audit.about), "outcome": audit.ruling.outcome}
         )

@@ -217,7 +217,7 @@ def audit_run(
         from sightline.audit.files import write_audit
 
         told("writing", 0, 1)
-        write_audit(audit, Path(output), force=force)
+        write_audit(audit, opened, Path(output), force=force)
     return audit
 
 

@@ -90,7 +90,9 @@ def run(
     else:
         _print(found)
         say()
-        say(f"findings: {plain(place)}; to look at: sightline report {plain(runs[0])} --audit {plain(place)}")
+        page = place / "report.html"
+        look = plain(page) if page.exists() else f"sightline report {plain(runs[0])} --audit {plain(place)}"
+        say(f"findings: {plain(place)}; to look at: {look}")
     if fail_on is not None:
         if not found.forwards:
             raise OutputError(

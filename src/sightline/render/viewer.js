@@ -1,5 +1,6 @@
 // The viewer of the app, the report and the notebook: no library, no request, no trip to a server.
 // sightlineViewer(element, data) draws data.panes on data.photo, with its controls; called again, what the person chose stays.
+// sightlineDraw(canvas, image, pane, data, chosen) draws one map once, without controls: pages of many pictures are made of these.
 (() => {
   "use strict";
   const STYLES = [
@@ -46,9 +47,20 @@
     return { low, part, seen };
   }
 
+  // The map's values: floats, or half floats that are to be multiplied by pane.half.
+  function numbers(pane) {
+    const found = bytes(pane.values).buffer;
+    if (!pane.half) return new Float32Array(found);
+    return Float32Array.from(new Uint16Array(found), (bits) => {
+      const power = (bits >> 10) & 31, part = bits & 1023;
+      const size = power ? (1 + part / 1024) * 2 ** (power - 15) : part * 2 ** -24;
+      return (bits >> 15 ? -size : size) * pane.half;
+    });
+  }
+
   function place(pane, data) {
     const [h, w] = pane.grid, view = pane.view, { width, height } = data;
-    const grid = new Float32Array(bytes(pane.values).buffer);
+    const grid = numbers(pane);
     const columns = along(width, view.resized[0], view.offset[0], view.input[0], w);
     const rows = along(height, view.resized[1], view.offset[1], view.input[1], h);
     const values = new Float32Array(width * height);
@@ -64,16 +76,25 @@
     return values;
   }
 
+  // What stands for a photograph that there is none of.
+  function blank() {
+    const canvas = make("canvas", { width: 1, height: 1 }), pen = canvas.getContext("2d");
+    pen.fillStyle = "#808080";
+    pen.fillRect(0, 0, 1, 1);
+    return canvas;
+  }
+
   // The photograph in the forms that the styles need, made once.
-  function prepare(image, width, height) {
+  function prepare(image, width, height, hatching) {
     const canvas = make("canvas");
     canvas.width = width;
     canvas.height = height;
     const pen = canvas.getContext("2d", { willReadFrequently: true });
+    image = image || blank();
     pen.drawImage(image, 0, 0, width, height);
     const photo = pen.getImageData(0, 0, width, height).data;
     const grey = new Uint8ClampedArray(photo), pale = new Uint8ClampedArray(photo);
-    const period = Math.max(6, Math.floor(Math.min(height, width) / 28)), thick = Math.max(1, Math.floor(period / 9));
+    const period = hatching || Math.max(6, Math.floor(Math.min(height, width) / 28)), thick = Math.max(1, Math.floor(period / 9));
     for (let i = 0; i < width * height; i++) {
       const light = Math.floor((photo[4 * i] * 19595 + photo[4 * i + 1] * 38470 + photo[4 * i + 2] * 7471 + 32768) / 65536);
       const diagonal = ((i % width) + Math.floor(i / width)) % period;
@@ -145,7 +166,7 @@
       let share = scale > 0 ? value / scale : 0;
       share = share > 1 ? 1 : share < -1 ? -1 : share;
       const size = share < 0 ? -share : share;
-      let alpha = plain || size < least ? 0 : chosen.style === "flat" ? most * 0.55 : size * most;
+      let alpha = plain || size < least ? 0 : chosen.style === "flat" ? most * 0.55 : chosen.style === "map" ? 1 : size * most;
       let entry = 3 * (pane.signed ? Math.round(127.5 + 127.5 * share) : Math.round(255 * (share < 0 ? 0 : share)));
       let under = base, over = palette;
       if (chosen.style === "spotlight") {
@@ -182,6 +203,20 @@
     const range = make("input", { type: "range", min: 0, max: 100, value });
     return [make("label", {}, label + " ", range), range];
   }
+
+  // chosen: style ("map" for the colours alone), colours, the scale where it is not the pane's own, pixels from one hatching line to the next.
+  // Without an image the ground is grey.
+  window.sightlineDraw = (canvas, image, pane, data, chosen) => {
+    canvas.width = data.width;
+    canvas.height = data.height;
+    const drawn = {
+      ...pane, pen: canvas.getContext("2d"), placed: place(pane, data),
+      shownScale: chosen.scale === undefined ? pane.scale : chosen.scale, diverging: bytes(data.palettes[data.diverging]),
+    };
+    const settings = { strength: 90, threshold: 0, ...chosen, palette: bytes(data.palettes[chosen.colours || "inferno"]) };
+    draw(drawn, prepare(image, data.width, data.height, chosen.period), data, settings);
+  };
+  window.sightlineDraw.styles = STYLES;
 
   window.sightlineViewer = (element, data) => {
     const chosen = element.sightlineChoice || { style: data.style || "heat", colours: "inferno", strength: 90, threshold: 0, same: true };
@@ -286,12 +321,14 @@
       make("div", { class: panes.length > 4 ? "sightline-panes sightline-many" : "sightline-panes" }, ...panes.map((pane) => pane.element)),
       told,
     );
-    const image = new Image();
-    image.onload = () => {
+    const ready = (image) => {
       forms = prepare(image, data.width, data.height);
       redraw();
       element.dataset.drawn = String(Number(element.dataset.drawn || 0) + 1);
     };
+    if (!data.photo) return ready(null);
+    const image = new Image();
+    image.onload = () => ready(image);
     image.src = data.photo;
   };
 })();

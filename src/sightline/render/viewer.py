@@ -61,19 +61,23 @@ def viewer_data(photo: Image.Image, view: Any, panes: Sequence[Pane], *, style: 
         "width": photo.width,
         "height": photo.height,
         "style": style,
-        "palettes": {name: _text(palette(name).tobytes()) for name in PALETTES},
-        "diverging": DIVERGING,
+        **colours(),
         "panes": [
             {
                 **one._asdict(),
                 "raw": None,
                 "view": {"resized": view.resized, "offset": view.offset, "input": view.input},
                 "grid": list(one.raw.shape),
-                "values": _text(np.ascontiguousarray(one.raw, "<f4").tobytes()),
+                "values": as_text(np.ascontiguousarray(one.raw, "<f4").tobytes()),
             }
             for one in panes
         ],
     }
+
+
+def colours() -> dict[str, Any]:
+    """The palettes as the script takes them, and which of them is for signed maps."""
+    return {"palettes": {name: as_text(palette(name).tobytes()) for name in PALETTES}, "diverging": DIVERGING}
 
 
 def fragment(data: Mapping[str, Any], instead: Image.Image) -> str:
@@ -108,8 +112,9 @@ def _address(picture: Image.Image) -> str:
     """The picture as an address that holds it."""
     buffer = BytesIO()
     picture.save(buffer, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{_text(buffer.getvalue())}"
+    return f"data:image/jpeg;base64,{as_text(buffer.getvalue())}"
 
 
-def _text(content: bytes) -> str:
+def as_text(content: bytes) -> str:
+    """Bytes as the script takes them."""
     return base64.b64encode(content).decode("ascii")

@@ -456,6 +456,14 @@ def test_cards_are_drawn_as_python_draws_them_when_they_are_seen(page: Any, tmp_
     assert page.locator(".card[data-drawn]").count() < 100, "cards that nobody has seen are not drawn"
 
 
+def test_a_card_says_of_which_class_its_map_is_where_that_is_not_the_predicted_one(page: Any, shown: Path) -> None:
+    opened(page, shown)
+    page.locator("#p0").scroll_into_view_if_needed()
+    page.wait_for_selector("#p1[data-drawn]")
+    assert page.locator("#p0 .of").inner_text() == "", "predicted tabby, map of tabby"
+    assert page.locator("#p1 .of").inner_text() == "map of tabby, 50 %"
+
+
 def test_the_keyboard_opens_the_viewer_and_goes_on(page: Any, shown: Path) -> None:
     opened(page, shown)
     page.locator("#p3 a").focus()
@@ -564,7 +572,7 @@ def test_nothing_that_a_run_or_an_audit_is_called_runs_or_is_fetched(page: Any, 
     ids = sorted({f"{name}{number}" for number, name in enumerate(HOSTILE)})
     run = make_run(tmp_path / "run", ids, change=change, failed=(0, 5), shard=100, **plan)
     named = [{"id": name, "label": name, "predicted": name, "probability": 0.5, "says": name, "quality": 0.1} for name in (*ids, *HOSTILE)]  # fmt: skip
-    found = audit(disagreements={name: named for name in HOSTILE[:8]}, labels=named, because=list(HOSTILE), says=HOSTILE[1], outcome=HOSTILE[0], notices=list(HOSTILE))  # fmt: skip
+    found = audit(disagreements=dict.fromkeys(HOSTILE[:8], named), labels=named, because=list(HOSTILE), says=HOSTILE[1], outcome=HOSTILE[0], notices=list(HOSTILE))  # fmt: skip
     found["run"] |= dict.fromkeys(("model", "method"), HOSTILE[5])
     found["candidates"][0] |= {"class": HOSTILE[5], "what": HOSTILE[6], "outcome": HOSTILE[7], "says": HOSTILE[8]}
     found["classes"][0] |= {

@@ -456,6 +456,14 @@ def test_cards_are_drawn_as_python_draws_them_when_they_are_seen(page: Any, tmp_
     assert page.locator(".card[data-drawn]").count() < 100, "cards that nobody has seen are not drawn"
 
 
+def test_a_card_says_of_which_class_its_map_is_where_that_is_not_the_predicted_one(page: Any, shown: Path) -> None:
+    opened(page, shown)
+    page.locator("#p0").scroll_into_view_if_needed()
+    page.wait_for_selector("#p1[data-drawn]")
+    assert page.locator("#p0 .of").inner_text() == "", "predicted tabby, map of tabby"
+    assert page.locator("#p1 .of").inner_text() == "map of tabby, 50 %"
+
+
 def test_the_keyboard_opens_the_viewer_and_goes_on(page: Any, shown: Path) -> None:
     opened(page, shown)
     page.locator("#p3 a").focus()

@@ -41,6 +41,8 @@
     if (!blocks.has(number)) blocks.set(number, parsed(`d${number}`));
     return blocks.get(number);
   }
+  // All maps of a kind have one palette, also where one of them has no value below 0.
+  const paneOf = (map, block) => ({ ...map, view: block.view, signed: data.kinds.find((kind) => kind.name === map.kind).signed });
   const photoOf = (block) => (block.photo ? `data:image/jpeg;base64,${block.photo}` : "");
   const verdictOf = (one) => (one.state === ERROR ? ERROR : one.label < 0 ? "" : data.judged ? one.state : "labelled");
 
@@ -215,12 +217,12 @@
   }
 
   function card(one) {
-    const canvas = make("canvas", { "aria-hidden": "true" }), note = make("p", { class: "soft note" });
+    const canvas = make("canvas", { "aria-hidden": "true" }), note = make("p", { class: "soft" }), of = make("p", { class: "soft of", dir: "auto" });
     const frame = make("span", { class: "picture" }, canvas);
     const element = make(
       "li", { class: "card", id: `p${one.number}`, "data-number": one.number },
       make("a", { href: address(one.number), class: "open" }, frame, make("span", { class: "name", dir: "auto" }, ...broken(one.id))),
-      mark(one), ...about(one), note,
+      mark(one), ...about(one), of, note,
     );
     let image = null, drawn = "";
     const made = {
@@ -242,7 +244,8 @@
         if (block.photo && !image.complete) return image.addEventListener("load", made.draw, { once: true });
         drawn = wish;
         frame.hidden = !block.photo && !block.maps.length;
-        paint(canvas, block, image && image.naturalWidth ? image : null);
+        const map = paint(canvas, block, image && image.naturalWidth ? image : null);
+        of.textContent = map && map.of !== data.names[one.said] ? `map of ${map.title}` : "";
         element.dataset.drawn = wish;
       },
       note: () => {
@@ -262,7 +265,8 @@
     const nothing = { grid: [1, 1], values: "AAAAAA==", scale: 0, signed: false };
     const settings = { style: map ? chosen.style : "photo", period: 12 };
     if (map && chosen.same) settings.scale = kind.scale;
-    window.sightlineDraw(canvas, image, { ...(map || nothing), view: block.view }, { ...data, ...size }, settings);
+    window.sightlineDraw(canvas, image, map ? paneOf(map, block) : { ...nothing, view: block.view }, { ...data, ...size }, settings);
+    return map;
   }
 
   function redraw() {
@@ -300,7 +304,7 @@
     if (block.maps.length)
       window.sightlineViewer(place, {
         ...data, photo: photoOf(block), width: block.width, height: block.height, style: "heat",
-        panes: block.maps.map((map) => ({ ...map, view: block.view })),
+        panes: block.maps.map((map) => paneOf(map, block)),
       });
     const notices = [...new Set([...block.notices, ...block.maps.flatMap((map) => map.notices)])];
     parts.more.replaceChildren(

@@ -98,12 +98,12 @@ def write_report(
 
 def _check(run: Run, output: Path, whole: bool, force: bool) -> None:
     """Refuses a place inside the run, and one where something stands, but for an earlier report with `force`."""
+    if "\0" in str(output):
+        raise OutputError("the name of a file can't hold a zero byte; choose another place with -o")
     if output.resolve().is_relative_to(run.folder.resolve()):
         raise OutputError(
             f"{output} lies in the run {run.folder}, where nothing else is written; choose another place with -o"
         )
-    if "\0" in str(output):
-        raise OutputError("the name of a file can't hold a zero byte; choose another place with -o")
     if not (output.exists() or output.is_symlink()):
         return
     what = "a page" if whole else f"a folder, as {len(run):,} pictures need it"
@@ -260,7 +260,9 @@ def _about(run: Run, seen: Survey, audit: Mapping[str, Any] | None, page_of: Cal
             "labelled": [seen.labelled[at] for at in range(len(seen.names))],
             "states": STATES,
             "judged": seen.judged,
-            "kinds": [{"name": name, "scale": scale} for name, scale in seen.kinds.items()],
+            "kinds": [
+                {"name": name, "scale": scale, "signed": name in seen.signed} for name, scale in seen.kinds.items()
+            ],
             "even": EVEN_BORDER,
             "means": means,
         },

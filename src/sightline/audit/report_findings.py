@@ -70,7 +70,13 @@ def findings(audit: Mapping[str, Any], address: Callable[[str], str]) -> dict[st
     try:
         return _findings(audit, address)
     except (TypeError, ValueError, AttributeError, LookupError) as error:
-        raise OutputError(f"the audit is damaged: {error}. Make it again with: sightline audit RUN") from error
+        if isinstance(error, OutputError):
+            raise
+        raise _damaged(str(error)) from error
+
+
+def _damaged(why: str) -> OutputError:
+    return OutputError(f"the audit is damaged: {why}. Make it again with: sightline audit RUN")
 
 
 def _findings(audit: Mapping[str, Any], address: Callable[[str], str]) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def _findings(audit: Mapping[str, Any], address: Callable[[str], str]) -> dict[s
 def _records(part: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     found = part.get(name) or []
     if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
-        raise ValueError(f"{name} is no list of records")
+        raise _damaged(f"{name} is no list of records")
     return found
 
 
@@ -219,7 +225,7 @@ def _mean(given: Any) -> dict[str, Any] | None:
     height, width = (int(side) for side in given["shape"])
     values = np.asarray(given["values"], "<f4").ravel()
     if not (1 <= height <= _FINEST and 1 <= width <= _FINEST and len(values) == height * width):
-        raise ValueError(f"a mean map of shape {given['shape']!r:.40} has {len(values):,} values")
+        raise _damaged(f"a mean map of shape {given['shape']!r:.40} has {len(values):,} values")
     values = np.where(np.isfinite(values), values, 0).astype("<f4")
     return {
         "grid": [height, width],

@@ -48,6 +48,7 @@ class Survey:
         names: of classes, each with its number.
         predicted: how many pictures of each class's number; `labelled` likewise.
         kinds: what maps there are, with the largest value of any of them; a kind is a method, and which class of the picture.
+        signed: the kinds of which any map has values below 0.
         found: numbers of the pictures that were sought by their ids.
     """
 
@@ -60,6 +61,7 @@ class Survey:
     predicted: Counter[int] = field(default_factory=Counter)
     labelled: Counter[int] = field(default_factory=Counter)
     kinds: dict[str, float] = field(default_factory=dict)
+    signed: set[str] = field(default_factory=set)
     found: dict[str, int] = field(default_factory=dict)
 
 
@@ -164,6 +166,8 @@ def _count(seen: Survey, row: Row) -> None:
     for name, one in _kinds(row):
         if name in seen.kinds or len(seen.kinds) < _MOST_KINDS:
             seen.kinds[name] = max(seen.kinds.get(name, 0.0), _largest(one))
+            if (_finite(one) < 0).any():
+                seen.signed.add(name)
 
 
 def _said(row: Row) -> str | None:
@@ -233,10 +237,10 @@ def _map(one: StoredMap) -> dict[str, Any]:
     comparable = _in_score(str(one.method))
     return {
         "title": of,
+        "of": text(one.label),
         "note": f"{text(one.method)} at {layer}, {one.raw.shape[0]}x{one.raw.shape[1]} grid",
         "unit": "in units of the score" if comparable else f"in the own unit of {text(one.method)}",
         "group": f"score at {layer}" if comparable and one.layer != INPUT else f"{text(one.method)} at {layer}",
-        "signed": bool((raw < 0).any()),
         "scale": scale,
         "half": scale or 1.0,
         "grid": list(raw.shape),

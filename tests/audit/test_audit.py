@@ -193,9 +193,10 @@ def heats(rows: list[tuple[str | None, str, float, float, float]]) -> Heats:
     labels, predicted, chances, own, evidence = zip(*rows, strict=True)
     n = len(rows)
     maps = np.full((n, 3, 3), 1 / 9, np.float32)
+    right = [np.nan if label is None else float(label == said) for label, said in zip(labels, predicted, strict=True)]
     return Heats(
-        "grad-cam", tuple(f"{at}.png" for at in range(n)), labels, predicted, np.array(chances), np.array(own), predicted, maps,
-        np.array(evidence), np.full((n, 2), 9), np.zeros((n, 6)), 0, 0, 0,
+        "grad-cam", tuple(f"{at}.png" for at in range(n)), labels, np.array(right), predicted, np.zeros(n, int), np.array(chances),
+        np.array(own), predicted, maps, np.array(evidence), np.full((n, 2), 9), np.zeros((n, 6)), 0, 0, 0,
     )  # fmt: skip
 
 

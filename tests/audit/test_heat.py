@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from made_runs import make_run, row
-from sightline.audit.heat import CORNERS, MIDDLE, covered, in_box, overlaps, parts_of, read_heats, same_name, where
+from sightline.audit.heat import CORNERS, MIDDLE, covered, in_box, is_label, overlaps, parts_of, read_heats, where
 from sightline.batch.results import open_run
 from sightline.errors import OutputError
 from sightline.models.view import View
@@ -119,9 +119,11 @@ def test_a_coarser_grid_keeps_all_heat() -> None:
         assert overlaps(n, m).sum(axis=0) == pytest.approx(np.ones(n))
 
 
-def test_names_are_the_same_in_any_letters() -> None:
-    assert same_name("Tiger_Cat", "tiger cat")
-    assert not same_name(None, None)
+def test_a_label_is_a_class_by_its_name_in_any_letters_or_by_its_number() -> None:
+    assert is_label("Tiger_Cat", "tiger cat", 282)
+    assert is_label(" 282", "tiger cat", 282)
+    assert not is_label("28", "tiger cat", 282)
+    assert not is_label(None, "tiger cat", 282)
 
 
 def test_a_run_is_read_with_one_map_a_picture_and_its_errors_counted(tmp_path: Path) -> None:
@@ -131,6 +133,8 @@ def test_a_run_is_read_with_one_map_a_picture_and_its_errors_counted(tmp_path: P
     assert set(heats.predicted) == {"tabby"}
     assert set(heats.labels) == {"cat"}
     assert heats.chances_of_label.tolist() == [0.0] * 9
+    assert heats.right.tolist() == [0.0] * 9
+    assert heats.index.tolist() == [281] * 9
     assert heats.view(0) == View((80, 60), (80.0, 60.0), (10.0, 0.0), (60, 60))
     assert read_heats(open_run(tmp_path / "run"), "eigen-cam").method == "eigen-cam"
     with pytest.raises(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.audit.heat import Heats, same_name
+from sightline.audit.heat import Heats, folded
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CONFIDENT = 0.9
@@ -48,16 +48,6 @@ class Label:
     quality: float
 
 
-def agrees(heats: Heats) -> Array:
-    """(N,) 1 where the model says the label, 0 where it says something else, nan without a label."""
-    return np.array(
-        [
-            np.nan if label is None else float(same_name(label, said))
-            for label, said in zip(heats.labels, heats.predicted, strict=True)
-        ]
-    )
-
-
 def disagreements(
     heats: Heats, inside: Array | None, suspects: dict[str, Array] | None = None
 ) -> dict[str, tuple[Doubtful, ...]]:
@@ -68,7 +58,7 @@ def disagreements(
         inside: (N,) share of the heat on the object, nan without a mask; None where there are no masks at all.
         suspects: pictures that showed a shortcut, by its name: right answers among them come from the wrong place.
     """
-    right = agrees(heats)
+    right = heats.right
     found: dict[str, list[tuple[float, Doubtful]]] = defaultdict(list)
     medians = _medians(heats)
     shown = {int(at): name for name, members in (suspects or {}).items() for at in members}
@@ -112,16 +102,16 @@ def doubtful_labels(heats: Heats) -> tuple[Label, ...]:
         Northcutt et al., Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70, 2021, eq. 1-2 (the off-diagonal of the
         confident joint). Of each picture only the most probable class is compared, because a run keeps no others in full.
     """
-    right = agrees(heats)
+    right = heats.right
     own = defaultdict(list)
     for label, chance in zip(heats.labels, heats.chances_of_label, strict=True):
         if label is not None and np.isfinite(chance):
-            own[label.lower().replace("_", " ")].append(chance)
+            own[folded(label)].append(chance)
     sure = {name: float(np.mean(each)) for name, each in own.items()}
     found = []
     for at in np.flatnonzero(right == 0).tolist():
         label, said, chance = heats.labels[at], heats.predicted[at], heats.chances[at]
-        least = sure.get(said.lower().replace("_", " "))
+        least = sure.get(folded(said), sure.get(str(heats.index[at])))  # by its name, or by its number
         if label is not None and least is not None and np.isfinite(chance) and chance >= least:
             found.append(Label(heats.ids[at], label, said, float(chance), float(heats.chances_of_label[at])))
     return tuple(sorted(found, key=lambda one: (one.quality, -one.probability)))

@@ -22,7 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 FINEST = 16  # cells along each side of the grid on which maps are compared
 _MAP = "maps.list.element"
 _COLUMNS = (
-    "id", "label", "width", "height", "view", "error", "predictions.list.element.label", "predictions.list.element.probability",
+    "id", "label", "width", "height", "view", "error", "predictions.list.element.label", "predictions.list.element.probability", "predictions.list.element.index",
     *(f"{_MAP}.{name}" for name in ("method", "label", "probability", "height", "width", "heat", "scale", "evidence")),
 )  # fmt: skip
 
@@ -35,7 +35,8 @@ class Heats:
         method: its name.
         ids: of the N pictures that have a map.
         labels: what each is said to show, None where nobody said.
-        predicted: what the model said first; `chances` (N,) how probable.
+        right: (N,) 1 where that is what the model said first, 0 where it said something else, nan without a label.
+        predicted: what the model said first; `index` (N,) its number, `chances` (N,) how probable.
         chances_of_label: (N,) of the label where it is among the model's first answers, 0 elsewhere; nan without a label.
         of: the class that the map is of.
         shares: (N, h, w) float32, each cell's share of the map's positive heat; 0 everywhere where a map has none.
@@ -49,7 +50,9 @@ class Heats:
     method: str
     ids: tuple[str, ...]
     labels: tuple[str | None, ...]
+    right: Array
     predicted: tuple[str, ...]
+    index: Array
     chances: Array
     chances_of_label: Array
     of: tuple[str, ...]
@@ -76,13 +79,14 @@ class Heats:
         return View(size, (resized_w, resized_h), (left, top), (int(width), int(height)))
 
 
-def same_name(one: str | None, other: str | None) -> bool:
-    """Whether two names of a class are the same as folders spell them: in any letters, _ for a blank."""
-    return one is not None and other is not None and _folded(one) == _folded(other)
+def is_label(label: str | None, name: str, index: int) -> bool:
+    """Whether a label means a class: by its name as folders spell it (any letters, _ for a blank), or by its number."""
+    return label is not None and (folded(label) == folded(name) or label.strip() == str(index))
 
 
-def _folded(name: str) -> str:
-    return name.lower().replace("_", " ")
+def folded(name: str) -> str:
+    """A name of a class as folders spell it."""
+    return name.lower().replace("_", " ").strip()
 
 
 def read_heats(run: Run, method: str | None = None) -> Heats:
@@ -117,9 +121,9 @@ def read_heats(run: Run, method: str | None = None) -> Heats:
             f"{run.folder} has no map of {chosen}: {errors} of its {total} pictures failed; see sightline runs show"
         )
     shares, coarser = _on_one_grid(maps)
-    ids, labels, predicted, chances, of_label, of, evidence, sizes, views = zip(*rows, strict=True)
+    ids, labels, right, predicted, index, chances, of_label, of, evidence, sizes, views = zip(*rows, strict=True)
     return Heats(
-        str(chosen), ids, labels, predicted, np.array(chances, float), np.array(of_label, float), of, shares,
+        str(chosen), ids, labels, np.array(right, float), predicted, np.array(index, int), np.array(chances, float), np.array(of_label, float), of, shares,
         np.array(evidence, float), np.array(sizes), np.array(views, float), errors, total - errors - len(ids), coarser,
     )  # fmt: skip
 
@@ -147,13 +151,14 @@ def _of_batch(batch: pa.RecordBatch, method: str) -> tuple[list[tuple[Any, ...]]
                 f"a map of {plain[row]['id']!r} has {counts[at]} values, not {one['height']} x {one['width']}"
             )
         said = plain[row]
-        first = said["predictions"] or [{"label": "", "probability": None}]
+        first = said["predictions"] or [{"label": "", "probability": None, "index": -1}]
         label = said["label"]
-        named = [p["probability"] for p in first if same_name(p["label"], label)]
+        named = [p["probability"] for p in first if is_label(label, p["label"] or "", p["index"])]
         of_label = np.nan if label is None else (named[0] if named and named[0] is not None else 0.0)
         view = said["view"] or {}
         rows.append((
-            said["id"], label, first[0]["label"] or "", np.nan if first[0]["probability"] is None else first[0]["probability"], of_label,
+            said["id"], label, np.nan if label is None else float(is_label(label, first[0]["label"] or "", first[0]["index"])),
+            first[0]["label"] or "", first[0]["index"], np.nan if first[0]["probability"] is None else first[0]["probability"], of_label,
             one["label"] or "", np.nan if one["evidence"] is None else one["evidence"], (said["width"] or 0, said["height"] or 0),
             tuple(np.nan if part is None else part for part in view.values()) if view else (np.nan,) * 6,
         ))  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.audit.heat import Heats, objects_of, overlaps, parts_of, read_heats, same_name
+from sightline.audit.heat import objects_of, overlaps, parts_of, read_heats
 from sightline.audit.pictures import masks_of
 from sightline.batch.results import Run, open_run
 from sightline.bundle import csv_table, place, unicode_text, whole_folder, write_manifest
@@ -137,7 +137,7 @@ def audit_moved(
         by[first.labels[index] or first.predicted[index]].append(at)
     groups |= dict(sorted(by.items(), key=lambda one: (-len(one[1]), one[0]))) if len(by) > 1 else {}
     answers = [[one.predicted[at] for at in chosen] for one, chosen in ((first, here), (second, there))]
-    right = [_right(first, here, answers[0]), _right(first, here, answers[1])]
+    right = [first.right[here], second.right[there]]
     found = [_class(name, np.array(rows), answers, right, share, parts, seed) for name, rows in groups.items()]
     found = _worded(found)
     order = np.argsort(-np.nan_to_num(share, nan=-1.0), kind="stable")[:_FARTHEST]
@@ -160,17 +160,6 @@ def _alike(maps: list[Array]) -> list[Array]:
     """Both on the coarser grid of each axis."""
     h, w = (min(one.shape[axis] for one in maps) for axis in (1, 2))
     return [np.einsum("ah,nhw,bw->nab", overlaps(one.shape[1], h), one, overlaps(one.shape[2], w)) for one in maps]
-
-
-def _right(heats: Heats, rows: Array, answers: list[str]) -> Array:
-    """(n,) 1 where the answer is the label, nan without one."""
-    labels = [heats.labels[at] for at in rows]
-    return np.array(
-        [
-            np.nan if label is None else float(same_name(label, said))
-            for label, said in zip(labels, answers, strict=True)
-        ]
-    )
 
 
 def _class(

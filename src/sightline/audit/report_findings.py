@@ -18,7 +18,7 @@ from sightline.render.panel import percent
 from sightline.render.viewer import as_text
 
 FILE, SCHEMA = "audit.json", "sightline.audit/1"
-OUTCOMES = ("shortcut", "suspected", "none found", "too few", "place", "cleared")
+OUTCOMES = ("shortcut", "suspected", "none found", "too few", "place", "cleared", "untried")
 _MOST = 200  # pictures in one list
 _JPEG = re.compile(r"data:image/jpeg;base64,(/9j/[A-Za-z0-9+/]{1,2000000}={0,2})")
 _FINEST = 64
@@ -72,11 +72,11 @@ def findings(audit: Mapping[str, Any], address: Callable[[str], str]) -> dict[st
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         if isinstance(error, OutputError):
             raise
-        raise _damaged(str(error)) from error
+        raise OutputError(_damaged(str(error))) from error
 
 
-def _damaged(why: str) -> OutputError:
-    return OutputError(f"the audit is damaged: {why}. Make it again with: sightline audit RUN")
+def _damaged(why: str) -> str:
+    return f"the audit is damaged: {why}. Make it again with: sightline audit RUN"
 
 
 def _findings(audit: Mapping[str, Any], address: Callable[[str], str]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _findings(audit: Mapping[str, Any], address: Callable[[str], str]) -> dict[s
 def _records(part: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     found = part.get(name) or []
     if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
-        raise _damaged(f"{name} is no list of records")
+        raise OutputError(_damaged(f"{name} is no list of records"))
     return found
 
 
@@ -176,6 +176,7 @@ def _candidate(one: Mapping[str, Any], link: Callable[[Any], dict[str, str]]) ->
         "class": text(one.get("class", "")),
         "number": _figure(one.get("number")),
         "what": text(one.get("what", "")),
+        "place": text(one.get("place", "")),
         "box": _box(one.get("box")),
         "trials": [_trial(each) for each in _records(one, "trials")],
         "examples": [
@@ -225,7 +226,7 @@ def _mean(given: Any) -> dict[str, Any] | None:
     height, width = (int(side) for side in given["shape"])
     values = np.asarray(given["values"], "<f4").ravel()
     if not (1 <= height <= _FINEST and 1 <= width <= _FINEST and len(values) == height * width):
-        raise _damaged(f"a mean map of shape {given['shape']!r:.40} has {len(values):,} values")
+        raise OutputError(_damaged(f"a mean map of shape {given['shape']!r:.40} has {len(values):,} values"))
     values = np.where(np.isfinite(values), values, 0).astype("<f4")
     return {
         "grid": [height, width],

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from sightline.audit.heat import folded, is_label
 from sightline.batch.results import DRAWN, Row, Run, StoredMap
 from sightline.bundle import unicode_text
 from sightline.errors import SightlineError
@@ -85,8 +86,8 @@ def survey(run: Run, sought: Collection[str], lines: IO[str]) -> Survey:
         seen.pictures += 1
         _count(seen, row)
         if row.label:
-            labels.add(_folded(row.label))
-        known.update(one for said in row.predictions for one in (_folded(said.label), str(said.index)))
+            labels.add(folded(row.label))
+        known.update(one for said in row.predictions for one in (folded(said.label or ""), str(said.index)))
         lines.write(in_script(entry(seen, row)) + "\n")
     seen.judged = not labels.isdisjoint(known)
     return seen
@@ -180,13 +181,7 @@ def _state(row: Row) -> str:
     if not row.label or not row.predictions:
         return "unlabelled"
     first = row.predictions[0]
-    right = row.label.strip() == str(first.index) or _folded(row.label) == _folded(first.label)
-    return "right" if right else "wrong"
-
-
-def _folded(name: str | None) -> str:
-    """A class as folders spell it: in any letters, _ for a blank."""
-    return (name or "").lower().replace("_", " ")
+    return "right" if is_label(row.label, first.label or "", first.index) else "wrong"
 
 
 def _message(row: Row) -> list[str]:

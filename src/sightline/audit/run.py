@@ -17,7 +17,7 @@ import numpy as np
 from sightline._optional import require
 from sightline.attribution import Model, adapter_of
 from sightline.audit.clusters import Cluster, clusters_of
-from sightline.audit.disagreements import Doubtful, Label, agrees, disagreements, doubtful_labels
+from sightline.audit.disagreements import Doubtful, Label, disagreements, doubtful_labels
 from sightline.audit.heat import Heats, Where, objects_of, parts_of, read_heats, where
 from sightline.audit.pictures import check_model, masks_of, picture_of, read_pool, source_of
 from sightline.audit.regions import REGION, Candidate, candidates_of
@@ -148,7 +148,9 @@ class Audit:
                     "pictures": len(one.candidate.members),
                     **_words(one.ruling),
                     "trials": [each.record() for each in one.trials],
-                    "examples": [_example(each, ids, self.adapter) for each in one.shown if self.adapter is not None],
+                    "examples": [
+                        _example(each, ids, self.adapter) for each in _to_show(one) if self.adapter is not None
+                    ],
                 }
                 for number, one in enumerate(self.tried, start=1)
             ],
@@ -298,7 +300,7 @@ def _of_run(run: Run, heats: Heats) -> list[str]:
         notices.append(f"The maps' grid of {heats.grid[0]} x {heats.grid[1]} is too coarse to find regions in.")
     if len(set(heats.of)) == 1:
         notices.append("There is one class only, so that nothing can be exchanged between classes.")
-    right = agrees(heats)
+    right = heats.right
     if np.isnan(right).all():
         notices.append("The pictures have no labels: nothing can be said of right and wrong answers.")
     elif not np.nansum(right):
@@ -455,7 +457,7 @@ def _audit(
         if each.ruling.outcome == SHORTCUT and each.candidate.what == REGION
     }
     inside = None if objects is None else parts_of(heats.shares, objects)["object"][0]
-    right = agrees(heats)
+    right = heats.right
     labelled = int((~np.isnan(right)).sum())
     comparable = bool(np.nansum(right))
     about = {
@@ -506,6 +508,15 @@ def _words(ruling: Ruling) -> dict[str, Any]:
 
 def _grid(mean: Array) -> dict[str, Any]:
     return {"shape": list(mean.shape), "values": [round(float(one), 6) for one in mean.ravel()]}
+
+
+def _to_show(one: Tried) -> list[Shown]:
+    """Pictures for people: two of each change where something was found, else one."""
+    most = 1 if one.ruling.outcome == CLEARED else 2
+    by: dict[str, list[Shown]] = defaultdict(list)
+    for each in one.shown:
+        by[each.change].append(each)
+    return [each for some in by.values() for each in some[:most]]
 
 
 def _example(one: Shown, ids: Sequence[str], adapter: Adapter) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def shows(trial: Trial, effect: float = EFFECT) -> bool:
 
 def ruling_on(one: Candidate, trials: Sequence[Trial]) -> Ruling:
     """What a candidate is, by its trials (corrected)."""
-    place = one.place()
+    place = one.place()[:1].upper() + one.place()[1:]
     told = tuple(_told(one.of, each) for each in trials)
     if not trials:
         return Ruling(UNTRIED, f"{place}: nothing was tried.")

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Names are found where they are used first, so that `import sightline` loads no torch.
 _HOME = {
     "Adapter": "models.adapter",
+    "Audit": "audit.run",
     "Agreement": "agreements",
     "AttentionCapture": "engine.attention",
     "Capture": "engine.capture",
@@ -26,6 +27,8 @@ _HOME = {
     "adapt": "models.adapter",
     "agreement": "agreements",
     "attribute": "attribution",
+    "audit_moved": "audit.moved",
+    "audit_run": "audit.run",
     "capture": "attribution",
     "combine": "methods.combine",
     "class_logit": "engine.targets",
@@ -49,6 +52,7 @@ _HOME = {
     "save": "heatmap",
     "share_scale": "heatmap",
     "side_by_side": "heatmap",
+    "write_report": "audit.report",
 }
 __all__ = sorted(_HOME)
 
@@ -70,6 +74,10 @@ if TYPE_CHECKING:
     from sightline.agreements import agreement as agreement
     from sightline.attribution import attribute as attribute
     from sightline.attribution import capture as capture
+    from sightline.audit.moved import audit_moved as audit_moved
+    from sightline.audit.report import write_report as write_report
+    from sightline.audit.run import Audit as Audit
+    from sightline.audit.run import audit_run as audit_run
     from sightline.batch.results import open_run as open_run
     from sightline.batch.run import explain_all as explain_all
     from sightline.concept import Concepts as Concepts

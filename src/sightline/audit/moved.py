@@ -95,7 +95,8 @@ def audit_moved(
         before: a run of `sightline batch`.
         after: another, of another model.
         output: a new folder for moved.json and moved.csv; nothing is written when left out.
-        masks: as in `audit_run`; `boxes` too.
+        masks: as in `audit_run`.
+        boxes: as in `audit_run`.
         method: whose maps; the first of the first run when left out.
         seed: of the intervals.
         force: replace an earlier result.

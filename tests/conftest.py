@@ -60,9 +60,16 @@ def memory_given_back() -> Iterator[None]:
     """Weights of one file's models leave holes that glibc would keep: several GB after all files."""
     yield
     gc.collect()
+    gc.freeze()  # modules that were imported meanwhile
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(0)
+
+
+def pytest_collection_finish() -> None:
+    """A million objects of tests and imported modules stay to the end; no collection need look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

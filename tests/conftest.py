@@ -66,10 +66,20 @@ def memory_given_back() -> Iterator[None]:
         trim(0)
 
 
-def pytest_collection_finish() -> None:
-    """A million objects of tests and imported modules stay to the end; no collection need look at them again."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """The million objects of tests and modules stay to the end: collections of garbage need not look at them, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what is never looked at would be reported as a leak
 
 
 @pytest.fixture(scope="session")

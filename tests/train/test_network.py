@@ -392,7 +392,8 @@ def test_with_some_layers_frozen_all_up_to_the_last_of_them_stays_and_the_rest_l
     # Beside these only what ran before without reaching the layer stays, and weights of the modules that the layer lies in,
     # such as a class token.
     around = ["", *(last[:at] for at, letter in enumerate(last) if letter == ".")]
-    beside = {name for name in learnt(made) if name.rpartition(".")[0] in [*around, *ran_before(made, last)]}
+    aside = {*around, *ran_before(made, last)}
+    beside = {name for name in learnt(made) if name.rpartition(".")[0] in aside}
     head = {name for name in learnt(made) if name.startswith(f"{made.head}.")}
     stays = reached_by(made, last) - head
     assert stays

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,11 @@ def changed_by_a_step(made: Network, frozen: tuple[nn.Module, ...]) -> set[str]:
 
 def shaken(name: str) -> Network:
     """A network in which no weight is zero, so that every one that learns shows it."""
+    return copy.deepcopy(_shaken(name))  # which takes less time than numbers drawn for each weight
+
+
+@lru_cache(maxsize=1)
+def _shaken(name: str) -> Network:
     made = network(name)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)

@@ -378,12 +378,10 @@ def test_answers_name_no_folder_of_the_server_and_are_not_endless(visitor: Any) 
     assert visitor.get("/gradio_api/dev/reload").status_code == 404
 
 
-def test_a_very_large_picture_is_seen_whole_and_shown_smaller(visitor: Any, server: Any, tmp_path: Path) -> None:
-    with Image.open(CAT) as cat:
-        cat.resize((7000, 5000)).save(tmp_path / "large.png", compress_level=1)
+def test_a_very_large_picture_is_seen_whole_and_shown_smaller(visitor: Any, server: Any) -> None:
     content = io.BytesIO()
-    with Image.open(tmp_path / "large.png") as large:
-        large.convert("RGB").save(content, "JPEG")
+    with Image.open(CAT) as cat:
+        cat.convert("RGB").resize((7000, 5000)).save(content, "JPEG")
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss
     kind, data = asked(visitor, file(upload(visitor, content.getvalue(), "large.jpg")), "tabby", "", "")
@@ -456,17 +454,16 @@ def test_whoever_comes_when_the_queue_is_full_is_told_and_ctrl_c_deletes_what_wa
     assert not list(closed.temporary.glob("sightline-app-*")), "what was uploaded is deleted at the end"
 
 
+# The last of all, as it ends the server of those at the top.
 def test_a_server_that_is_told_to_end_in_the_middle_of_a_long_question_deletes_what_was_uploaded(
-    tmp_path: Path,
+    server: Server, visitor: httpx.Client
 ) -> None:
-    busy = start(tmp_path / "busy")
-    with busy.visitor() as client:
-        path = upload(client, CAT.read_bytes())
-        client.post("/gradio_api/call/explain", json={"data": [file(path), "", "is-cam", ""]})
-        time.sleep(1)
-        assert list(busy.temporary.glob("sightline-app-*/*/*")), "the upload is there"
-    busy.process.terminate()
-    busy.process.wait(timeout=20)
-    assert busy.process.stdout is not None
-    busy.process.stdout.close()
-    assert not list(busy.temporary.glob("sightline-app-*"))
+    path = upload(visitor, CAT.read_bytes())
+    visitor.post("/gradio_api/call/explain", json={"data": [file(path), "", "is-cam", ""]})
+    time.sleep(0.5)
+    assert list(server.temporary.glob("sightline-app-*/*/*")), "the upload is there"
+    server.process.terminate()
+    server.process.wait(timeout=20)
+    assert server.process.stdout is not None
+    server.process.stdout.close()
+    assert not list(server.temporary.glob("sightline-app-*"))

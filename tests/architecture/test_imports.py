@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,20 @@ ORDER = (
 EACH_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 
 
+@cache
 def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes(file: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(file)))
+
+
+@cache
+def names_in(file: Path) -> frozenset[str]:
+    """Every dotted name that is used in a file."""
+    return frozenset(name for name, _ in names_used(tree(file)))
 
 
 def part(file: Path) -> str:
@@ -98,12 +111,7 @@ def names_used(module: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 
 def places(*forbidden: str) -> list[str]:
     """Where in the source one of these dotted names is used."""
-    return [
-        f"{file.relative_to(SOURCE)}: {name}"
-        for file in FILES
-        for name, _ in names_used(tree(file))
-        if name in forbidden
-    ]
+    return [f"{file.relative_to(SOURCE)}: {name}" for file in FILES for name in forbidden if name in names_in(file)]
 
 
 def keyword_places(keyword: str, *values: object) -> list[str]:
@@ -111,7 +119,7 @@ def keyword_places(keyword: str, *values: object) -> list[str]:
     return [
         f"{file.relative_to(SOURCE)}:{node.value.lineno}"
         for file in FILES
-        for node in ast.walk(tree(file))
+        for node in nodes(file)
         if isinstance(node, ast.keyword)
         and node.arg == keyword
         and (not values or not isinstance(node.value, ast.Constant) or node.value.value in values)
@@ -133,7 +141,7 @@ def test_imports_point_from_right_to_left_also_inside_functions(file: Path) -> N
     if file == SOURCE / "__init__.py":
         return  # the front door names everything, lazily
     assert here in ORDER, f"{here} has no place in the order {' | '.join(ORDER)}"
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         for needed in own_parts(node):
             assert needed in ORDER, f"{here} imports {needed}, which has no place in the order"
             assert ORDER.index(needed) <= ORDER.index(here), f"line {node.lineno}: {here} may not import {needed}"
@@ -147,7 +155,7 @@ def test_the_front_door_imports_nothing_of_ours_when_it_is_imported() -> None:
 @EACH_FILE
 def test_only_the_command_line_prints(file: Path) -> None:
     if part(file) != "cli":
-        assert "print" not in [name for name, _ in names_used(tree(file))]
+        assert "print" not in names_in(file)
 
 
 @pytest.mark.parametrize("module", ["sightline", "sightline.errors", "sightline.cli", "sightline.cli.output"])
@@ -245,7 +253,7 @@ def test_errors_that_users_meet_are_ours(file: Path) -> None:
     allowed = {"__init__.py": {"AttributeError"}, "visitors.py": {"Refused"}, "capture.py": {"_View"}}.get(
         file.name, set()
     )
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         assert not isinstance(node, ast.Assert), f"line {node.lineno}: assert vanishes under python -O"
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
             name = node.exc.func.id

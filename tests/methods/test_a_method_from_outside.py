@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 import sightline
 from sightline.engine.probe import Probe
 from sightline.methods.gradient_cams import hires_cam
+from sightline.methods.registry import with_plugins
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -57,6 +59,20 @@ for given in (["methods"], ["explain", {str(PHOTO)!r}, "--method", "my-cam"]):
     assert done.returncode == 0, done.stderr
     assert re.search(r"^my-cam +gradients .*What it shows, in one line", done.stdout, re.MULTILINE)
     assert "my-cam for espresso" in done.stdout
+
+
+def test_a_package_that_is_installed_meanwhile_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with_plugins("sightline.made_up", {})
+    time.sleep(0.05)  # for which clocks of folders are too coarse otherwise
+    (tmp_path / "just_arrived.py").write_text("")
+    about = tmp_path / "just_arrived-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: just_arrived\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[sightline.made_up]\nmine = just_arrived\n")
+    assert "just_arrived" not in sys.modules
+    with_plugins("sightline.made_up", {})
+    assert sys.modules.pop("just_arrived", None) is not None
 
 
 def test_a_bare_function_is_a_method() -> None:

@@ -398,15 +398,27 @@ def test_another_backend_is_refused_with_the_variable_to_set(monkeypatch: pytest
         refused(call, "runs on tensorflow", "KERAS_BACKEND=torch", "before keras is imported")
 
 
-def test_the_backend_is_torch_where_nobody_says_otherwise_and_stdout_stays_empty() -> None:
-    code = (
-        "import os, sys, sightline\n"
-        "assert 'keras' not in sys.modules\n"
-        "sightline.load_model('keras:MobileNetV3Small', random_weights=True)\n"
-        "assert os.environ['KERAS_BACKEND'] == 'torch'\n"
-    )
-    done = python(code)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def test_the_backend_is_torch_where_nobody_says_otherwise_and_weights_out_of_reach_are_one_sentence(
+    tmp_path: Path,
+) -> None:
+    code = f"""
+import os, sys, sightline
+assert 'keras' not in sys.modules
+sightline.load_model('keras:MobileNetV3Small', random_weights=True)
+assert os.environ['KERAS_BACKEND'] == 'torch'
+print('so far nothing', file=sys.stderr)
+from sightline.cli import main
+sys.argv[1:] = ['explain', {str(DEMO)!r}, '--model', 'keras:MobileNetV3Small', '-o', {str(tmp_path / "out")!r}]
+main()
+"""
+    nowhere = "http://127.0.0.1:9"
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), nowhere)
+    done = python(code, **proxies, no_proxy="", NO_PROXY="", KERAS_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    first, *_, message = done.stderr.splitlines()
+    assert first == "so far nothing"
+    assert message.startswith("sightline: the weights of keras:MobileNetV3Small can't be had from")
+    assert "--weights FILE" in message
 
 
 def test_without_keras_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,22 +430,6 @@ def test_without_keras_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_unknown_architecture_is_refused_with_the_nearest() -> None:
     refused(lambda: load_model("keras:resnet50"), "'ResNet50'", "sightline models keras")
     refused(lambda: load_model("keras:backend"), "no model 'backend'")
-
-
-def test_official_weights_out_of_reach_are_one_sentence(tmp_path: Path) -> None:
-    nowhere = "http://127.0.0.1:9"
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), nowhere)
-    code = "from sightline.cli import main; import sys; sys.argv[1:] = ['explain', sys.argv[1], '--model', 'keras:MobileNetV3Small', '-o', sys.argv[2]]; main()"
-    kept = {key: value for key, value in os.environ.items() if key.lower() != "no_proxy"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(DEMO), str(tmp_path / "out")],
-        env=kept | proxies | {"KERAS_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stdout == ""
-    message = done.stderr.splitlines()[-1]
-    assert message.startswith("sightline: the weights of keras:MobileNetV3Small can't be had from")
-    assert "--weights FILE" in message
 
 
 # ------------------------------------------------------------------------------------------------------------ no trace

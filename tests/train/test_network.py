@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,11 @@ def changed_by_a_step(made: Network, frozen: tuple[nn.Module, ...]) -> set[str]:
 
 def shaken(name: str) -> Network:
     """A network in which no weight is zero, so that every one that learns shows it."""
+    return copy.deepcopy(_shaken(name))  # which takes less time than numbers drawn for each weight
+
+
+@lru_cache(maxsize=1)
+def _shaken(name: str) -> Network:
     made = network(name)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
@@ -392,7 +398,8 @@ def test_with_some_layers_frozen_all_up_to_the_last_of_them_stays_and_the_rest_l
     # Beside these only what ran before without reaching the layer stays, and weights of the modules that the layer lies in,
     # such as a class token.
     around = ["", *(last[:at] for at, letter in enumerate(last) if letter == ".")]
-    beside = {name for name in learnt(made) if name.rpartition(".")[0] in [*around, *ran_before(made, last)]}
+    aside = {*around, *ran_before(made, last)}
+    beside = {name for name in learnt(made) if name.rpartition(".")[0] in aside}
     head = {name for name in learnt(made) if name.startswith(f"{made.head}.")}
     stays = reached_by(made, last) - head
     assert stays

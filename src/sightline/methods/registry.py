@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -165,10 +168,21 @@ def list_methods() -> Mapping[str, Method]:
 
 def with_plugins(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """A registry by name, once the installed plug-ins of that group of entry points have registered themselves."""
-    for entry in entry_points(group=group):
+    for entry in _plugins(group, _installed()):
         if entry.name not in known:
             entry.load()
     return dict(sorted(known.items()))
+
+
+@lru_cache(maxsize=16)
+def _plugins(group: str, _installed: tuple[tuple[str, int], ...]) -> EntryPoints:
+    # Every installed package's files are read for it, which takes longer than a small model's map.
+    return entry_points(group=group)
+
+
+def _installed() -> tuple[tuple[str, int], ...]:
+    """Where packages are looked for, and when something was last put there or taken away."""
+    return tuple((place, os.stat(place or ".").st_mtime_ns) for place in sys.path if os.path.exists(place or "."))
 
 
 def one_pass() -> list[str]:

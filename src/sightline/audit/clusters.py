@@ -17,6 +17,7 @@ from sightline._optional import optional
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LEAST = 20  # maps of a class, below which no groups are looked for
+ALPHA = 0.05
 _NEIGHBOURS = 10
 _MOST = 6  # groups of a class
 _AT_ONCE = 400  # maps that make the graph; the others join the group of the one nearest to them
@@ -50,7 +51,7 @@ class Cluster:
 def clusters_of(
     name: str, shares: Array, members: Array, others: Array, *, seed: int = 0, copies: int = _COPIES
 ) -> tuple[Cluster, ...]:
-    """The groups of a class, far and consistent ones first; none where all maps are of one kind.
+    """The groups of a class, small, far and consistent ones first; none where all maps are of one kind.
 
     A permutation test says how unusual each is: as many maps are drawn from all classes together, grouped anew, and the most outstanding
     of their groups counts. So having looked for groups costs nothing, and what all classes share is not unusual.
@@ -81,7 +82,7 @@ def clusters_of(
     pool = np.concatenate([members, others])
     best = _drawn(shares, pool, len(members), copies, random) if len(others) >= LEAST else []
     chances = [(1 + sum(one >= value for one in best)) / (1 + copies) if best else None for value in weights]
-    order = sorted(range(count), key=lambda at: -weights[at])
+    order = sorted(range(count), key=lambda at: rank(chances[at], apart[at], float(sizes[at])))
     found = []
     for number, at in enumerate(order, start=1):
         own = np.flatnonzero(groups == at)
@@ -89,6 +90,11 @@ def clusters_of(
         typical = own[np.argsort(-(_unit(maps[own]) @ mean.ravel()), kind="stable")]
         found.append(Cluster(name, number, members[typical], float(sizes[at]), apart[at], chances[at], mean))
     return tuple(found)
+
+
+def rank(p: float | None, separation: float, share: float) -> tuple[bool, float]:
+    """What groups are sorted by: those beyond chance first, then the small, far and consistent ones."""
+    return p is None or p > ALPHA, -separation * (1 - share)
 
 
 def _weights(apart: Sequence[float], sizes: Array) -> list[float]:

@@ -192,7 +192,7 @@ def audit_run(
         batch_size: pictures in a forward; that of the run when left out.
         seed: of all that is random.
         force: replace an earlier audit.
-        watch: told what is done, how much of it, and of how much; before the first trial of how many there will be.
+        watch: told what is done, how much of it, and of how much; before the first trial of how many pictures there will be.
 
     Raises:
         SightlineError: the run can't be read, or the model is not its own.
@@ -342,12 +342,12 @@ def _tried(
 
     def count(pictures: int) -> None:
         shown[0] += pictures
-        told("trying", shown[0], of)
+        told(doing, shown[0], of)
 
-    of = len(chosen)
+    doing, of = "reading pictures", len(chosen)
     try:
         source = source_of(run, data)
-        told("reading pictures", 0, of)
+        told(doing, 0, of)
         pool, notices = read_pool(heats, chosen, source, adapter, _object_of(heats, mask_of), batch=batch, told=count)
     except ImageError as error:
         return untried, [f"Nothing was tried: {error}"], shown[0]
@@ -360,8 +360,8 @@ def _tried(
             break
         spent += arms.forwards
         kept.append(arms)
-    of = spent
-    told("trying", shown[0], of)
+    doing, of = "trying", spent
+    told(doing, shown[0], of)
     trials, examples = run_trials(candidates, kept, pool, adapter, batch=batch, told=count)
     judged = corrected([trials.get(at, []) for at in range(len(candidates))])
     result = dict(untried)
@@ -478,7 +478,7 @@ def _audit(
         tuple(
             sorted(
                 (each for one in found for each in one.clusters),
-                key=lambda one: (1.0 if one.p is None else one.p, -one.separation * (1 - one.share)),
+                key=lambda one: rank(one.p, one.separation, one.share),
             )
         ),
         tuple(everything),

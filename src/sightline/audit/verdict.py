@@ -17,7 +17,6 @@ ALPHA = 0.05  # for everything that was tried, together (Holm)
 EFFECT = 0.25  # more flips than under the control, by the lower end of the interval
 STRONG = 0.5  # the same, for what is of the whole picture and may belong to the class
 LEAST = 20  # pictures of a class, below which nothing is claimed
-_ODD = 0.05
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ def _hints(
     border = by.get("border")
     if border is not None and border.share.low is not None and border.share.low > 1.5 * border.even:
         found.append(f"{border.share.mean:.0%} of the heat lies in the border, {border.even:.0%} in an even map.")
-    if any(p <= _ODD for p in unusual):
+    if any(p <= ALPHA for p in unusual):
         aside = [one for one, _ in candidates if one.box is not None and one.aside]
         found += [f"A group of maps gathers in {one.place()}." for one in aside[:3]]
     return tuple(found)

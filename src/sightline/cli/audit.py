@@ -68,6 +68,7 @@ def run(
             raise OutputError("--fail-on is for the audit of one run; audit the second alone")
         _moved(runs, place, masks, boxes, method, seed, force, json)
         return
+    announced: list[int] = []
     try:
         with waiting(f"reading {plain(runs[0])}"):
             from sightline.audit.run import audit_run
@@ -77,7 +78,14 @@ def run(
             check_free(place, force)
             opened = open_run(runs[0])
             adapter = _model_of(opened, model) if budget else None
-        with working() as watch:
+        with working() as shown:
+
+            def watch(what: str, done: int, of: int) -> None:
+                if what == "trying" and not announced:
+                    announced.append(of)
+                    tell(f"the model is shown {of:,} pictures, {done:,} of them unchanged (--budget bounds it)")
+                shown(what, done, of)
+
             found = audit_run(
                 opened, output=place, model=adapter, data=data, masks=masks, boxes=boxes, method=method, budget=budget, seed=seed,
                 force=force, watch=watch,

@@ -16,7 +16,7 @@ import numpy as np
 
 from sightline._optional import require
 from sightline.attribution import Model, adapter_of
-from sightline.audit.clusters import Cluster, clusters_of
+from sightline.audit.clusters import Cluster, clusters_of, rank
 from sightline.audit.disagreements import Doubtful, Label, disagreements, doubtful_labels
 from sightline.audit.heat import Heats, Where, objects_of, parts_of, read_heats, where
 from sightline.audit.pictures import check_model, masks_of, picture_of, read_pool, source_of
@@ -25,6 +25,7 @@ from sightline.audit.trials import EACH, KINDS, Shown, Trial, planned, run_trial
 from sightline.audit.verdict import (
     CLEARED,
     LEAST,
+    PLACE,
     SHORTCUT,
     SUSPECTED,
     UNTRIED,
@@ -449,8 +450,7 @@ def _audit(
         )
         classes.append(ClassAudit(one.name, one.members, ruling, one.heat, one.mean))
     classes.sort(key=lambda one: ORDER.index(one.ruling.outcome))
-    rank = [SHORTCUT, SUSPECTED, "place", CLEARED, UNTRIED]
-    everything = sorted((each for of_class in tried.values() for each in of_class), key=_strength(rank))
+    everything = sorted((each for of_class in tried.values() for each in of_class), key=_strength)
     suspects = {
         each.candidate.place(): each.candidate.members
         for each in everything
@@ -492,12 +492,10 @@ def _audit(
     )
 
 
-def _strength(rank: Sequence[str]) -> Callable[[Tried], tuple[int, float]]:
-    def key(one: Tried) -> tuple[int, float]:
-        lows = [each.difference.low or 0.0 for each in one.trials]
-        return rank.index(one.ruling.outcome), -sum(lows)
-
-    return key
+def _strength(one: Tried) -> tuple[int, float]:
+    """What was found to decide first, and of those what flips most."""
+    outcomes = (SHORTCUT, SUSPECTED, PLACE, CLEARED, UNTRIED)
+    return outcomes.index(one.ruling.outcome), -sum(each.difference.low or 0.0 for each in one.trials)
 
 
 def _words(ruling: Ruling) -> dict[str, Any]:

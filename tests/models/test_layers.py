@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ TOKENS = {
 }
 
 
-@cache
+@lru_cache(maxsize=4)  # large ones would fill the memory
 def built(name: str) -> tuple[Adapter, Tensor]:
     torch.manual_seed(0)
     adapter = build(name, Given(random_weights=name != "bundled"))

@@ -364,9 +364,9 @@ FROZEN = [
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
             *("torchvision:resnet18", "timm:test_efficientnet", "timm:test_nfnet", "timm:test_maxvit"),
-            *("torchvision:squeezenet1_1", "torchvision:vit_b_16", "torchvision:swin_t", "torchvision:densenet121"),
+            *("torchvision:squeezenet1_1", "torchvision:swin_t", "torchvision:densenet121"),
             *("timm:test_convnext", "timm:test_byobnet", "timm:test_vit3", "timm:test_coatnet", "timm:test_mambaout"),
-            *("torchvision:mobilenet_v3_small", "torchvision:regnet_y_400mf", "torchvision:maxvit_t", "timm:mixer_s32_224"),
+            *("torchvision:mobilenet_v3_small", "torchvision:regnet_y_400mf", "timm:mixer_s32_224"),
         )
     ),
 ]  # fmt: skip

@@ -327,6 +327,8 @@ def _between(rows: Array, at: Array) -> Array:
 def objects_of(heats: Heats, mask_of: Callable[[str, tuple[int, int]], Array | None]) -> tuple[Array, int]:
     """(N, h, w): what the mask of each picture covers of each cell, nan where there is none; and how many have one.
 
+    A mask without an object, or with none in what the model sees, counts as none: beside nothing everything lies.
+
     Args:
         heats: the maps.
         mask_of: (id, (width, height)) -> the mask (H, W), or None.
@@ -338,7 +340,8 @@ def objects_of(heats: Heats, mask_of: Callable[[str, tuple[int, int]], Array | N
             continue
         view = heats.view(at)
         mask = mask_of(name, view.photo)
-        if mask is not None:
-            found[at] = covered(mask, view, heats.grid)
+        cells = None if mask is None else covered(mask, view, heats.grid)
+        if cells is not None and cells.any():
+            found[at] = cells
             count += 1
     return found, count

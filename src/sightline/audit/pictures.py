@@ -124,12 +124,13 @@ def read_pool(
 
 
 def _object(mask: Array | None, picture: Picture, size: Sequence[int]) -> Tensor:
-    """The object (H, W) as the model gets it, 0 to 1; nan without a mask."""
-    if mask is None:
-        return torch.full(tuple(size), torch.nan)
+    """The object (H, W) as the model gets it, 0 to 1; nan without a mask, or with none of the object in sight."""
     from sightline.audit.heat import covered
 
-    return torch.from_numpy(covered(mask, picture.view, (int(size[0]), int(size[1])))).float()
+    found = None if mask is None else covered(mask, picture.view, (int(size[0]), int(size[1])))
+    if found is None or not found.any():
+        return torch.full(tuple(size), torch.nan)
+    return torch.from_numpy(found).float()
 
 
 def masks_of(masks: Path | None, boxes: Path | None) -> Callable[[str, tuple[int, int]], Array | None] | None:

@@ -34,7 +34,8 @@ class Candidate:
         box: of a region: (left, top, right, bottom) in fractions of the input.
         members: indices of the pictures that showed it.
         found: where it came from, in words.
-        outside: share of the box that lies beside the objects, by their masks; None without masks.
+        outside: share of the box that lies beside the objects, or of the objects that lies beside the box, whichever is less, by
+            their masks; None without masks.
     """
 
     of: str
@@ -101,13 +102,23 @@ def candidates_of(
             continue
         outside = None
         if objects is not None:
-            cells = in_box(mean.shape, box)
-            known = objects[own][~np.isnan(objects[own]).any(axis=(1, 2))]
-            outside = float(1 - (known * cells).sum() / (len(known) * cells.sum())) if len(known) else None
+            outside = _beside(box, objects[own])
         found.append(Candidate(name, REGION, own, box, origin, outside))
     if objects is not None and (~np.isnan(objects[members]).any(axis=(1, 2))).any():
         found.append(Candidate(name, BACKGROUND, members, found="the masks"))
     return (*found, *(Candidate(name, what, members, found="tried for every class") for what in WHOLE))
+
+
+def _beside(box: Fractions, objects: Array) -> float | None:
+    """How far a box and the objects miss each other, 0 to 1; None without masks."""
+    known = objects[~np.isnan(objects).any(axis=(1, 2))]
+    if not len(known):
+        return None
+    cells = in_box(known.shape[1:], box)
+    both = (known * cells).sum(axis=(1, 2))
+    # A box around small objects is mostly beside them, and yet holds all of them.
+    held = both / np.maximum(known.sum(axis=(1, 2)), 1e-12)
+    return float(1 - max(both.mean() / cells.sum(), held.mean()))
 
 
 def hot_box(mean: Array) -> Fractions | None:

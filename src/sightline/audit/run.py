@@ -251,7 +251,11 @@ def _objects(heats: Heats, mask_of: Any) -> tuple[Array | None, list[str]]:
     if not count:
         why = f"; {wrong[0]}" if wrong else f". A mask has its picture's name, such as {heats.ids[0]!r} (any ending)"
         raise MetricError(f"none of the masks belongs to a picture of the run{why}")
-    notices = [] if count == len(heats) else [f"{len(heats) - count:,} of {len(heats):,} pictures have no mask."]
+    notices = (
+        []
+        if count == len(heats)
+        else [f"{len(heats) - count:,} of {len(heats):,} pictures have no mask, or one without an object in sight."]
+    )
     if wrong:
         notices.append(f"{len(wrong):,} masks don't fit, such as that of {wrong[0]}")
     return objects, notices

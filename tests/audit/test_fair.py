@@ -15,6 +15,7 @@ from torch import nn
 import sightline
 from sightline.audit.regions import BACKGROUND, REGION, candidates_of
 from sightline.audit.run import audit_run
+from sightline.audit.trials import GIVEN, TAKEN
 from sightline.models.adapter import Adapter
 from sightline.models.preprocess import standard
 
@@ -94,3 +95,27 @@ def test_how_far_a_region_is_beside_the_objects_is_by_its_own_area_and_by_theirs
         region, *_ = candidates_of("dog", maps, np.arange(30), (), masks)
         assert region.outside == pytest.approx(wanted)
         assert region.aside == bool(wanted)
+
+
+def test_a_budget_too_small_for_both_directions_clears_nothing(small: tuple[Path, Any]) -> None:
+    for budget, says in (
+        (130, "Nothing odd in the maps of 2 of 2 classes; nothing was tried."),
+        (
+            200,
+            "No shortcut was found in 1 of 2 classes; of 1 more only the maps were looked at, and nothing was tried.",
+        ),
+    ):
+        found = audit_run(small[1], model=adapter_of(Brightest()), budget=budget)
+        assert 0 < found.forwards <= budget
+        assert found.ruling.says == says
+        for one in found.tried:
+            assert not one.trials or {each.way for each in one.trials} == {GIVEN, TAKEN}
+
+
+def test_a_model_of_one_number_is_not_cleared(small: tuple[Path, Any], tmp_path: Path) -> None:
+    adapter = adapter_of(Brightest(single=True), ("red",))
+    run = sightline.explain_all(small[0] / "photos" / "red", adapter, output=tmp_path / "run", workers=1)
+    found = audit_run(run, model=adapter)
+    assert not any(one.trials for one in found.tried)
+    assert any("returns one number for a picture" in one for one in found.notices)
+    assert found.ruling.says.endswith("nothing was tried.")

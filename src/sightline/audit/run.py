@@ -9,6 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from sightline.audit.verdict import (
     ruling_on_model,
 )
 from sightline.batch.results import Run, open_run
-from sightline.errors import ImageError, MetricError, OutputError
+from sightline.errors import ImageError, MetricError, OutputError, TargetError
 from sightline.models.adapter import Adapter
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -353,17 +354,19 @@ def _tried(
         source = source_of(run, data)
         told("reading pictures", 0, of)
         pool, notices = read_pool(heats, chosen, source, adapter, _object_of(heats, mask_of), batch=batch, told=count)
-    except ImageError as error:
+    except (ImageError, TargetError) as error:
         return untried, [f"Nothing was tried: {error}"], shown[0]
     candidates = [each for one in classes for each in one.candidates]
     plan = planned(candidates, pool, seed=seed)
     kept, spent = [], shown[0]
-    for arms in plan:
-        if spent + arms.forwards > budget:
+    for _, all_of_one in groupby(plan, key=lambda arms: arms.candidate):  # one direction alone clears nothing
+        group = list(all_of_one)
+        cost = sum(arms.forwards for arms in group)
+        if spent + cost > budget:
             notices.append(f"Not everything was tried: the budget of {budget:,} pictures is spent (--budget).")
             break
-        spent += arms.forwards
-        kept.append(arms)
+        spent += cost
+        kept += group
     of = spent
     told("trying", shown[0], of)
     trials, examples = run_trials(candidates, kept, pool, adapter, batch=batch, told=count)
@@ -443,10 +446,11 @@ def _audit(
 ) -> Audit:
     from sightline.audit.verdict import ORDER
 
+    interventions = {name for name, of_class in tried.items() if any(each.trials for each in of_class)}
     classes = []
     for one in found:
         of_class = tried.get(one.name, [])
-        made = any(each.trials for each in of_class)
+        made = one.name in interventions
         pairs = [(each.candidate, each.ruling) for each in of_class]
         ruling = ruling_on_class(
             one.name, len(one.members), one.heat, pairs, [each.p for each in one.clusters if each.p is not None], made
@@ -477,7 +481,7 @@ def _audit(
         "masks": 0 if objects is None else int((~np.isnan(objects).any(axis=(1, 2))).sum()),
     }
     return Audit(
-        ruling_on_model([(one.name, one.ruling) for one in classes]),
+        ruling_on_model([(one.name, one.ruling) for one in classes], interventions),
         tuple(classes),
         tuple(
             sorted(

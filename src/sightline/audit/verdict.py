@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from sightline.audit.heat import Where
@@ -119,26 +119,34 @@ def ruling_on_class(
     said = f" What it does go by is {held[0].place()}, which may be the object itself." if held else ""
     count = sum(ruling.outcome != UNTRIED for _, ruling in candidates)
     because = (
-        f"{count} regions and traits were taken from its pictures and given to others; none changed the answer by more than its control "
+        f"{count} of {len(candidates)} regions and traits were taken from its pictures and given to others; none changed the answer by more than its control "
         f"in both directions (rule: {ALPHA:.0%} for all trials together, and at least {EFFECT:.0%} more flips).",
         *hints,
     )  # fmt: skip
     return Ruling(NONE, f"{name!r}: no shortcut was found.{said}", because)
 
 
-def ruling_on_model(classes: Sequence[tuple[str, Ruling]]) -> Ruling:
-    """The verdict on the model: that of its worst class."""
+def ruling_on_model(classes: Sequence[tuple[str, Ruling]], tried: Collection[str]) -> Ruling:
+    """The verdict on the model: that of its worst class.
+
+    Args:
+        classes: by name.
+        tried: the names of those for which interventions were made.
+    """
     if not classes:
         return Ruling(TOO_FEW, "There is no class to speak of.")
     worst = min((ruling.outcome for _, ruling in classes), key=ORDER.index)
     named = [name for name, ruling in classes if ruling.outcome == worst]
     rulings = [ruling for _, ruling in classes if ruling.outcome == worst]
     listed = ", ".join(map(repr, named[:5])) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
-    enough = sum(ruling.outcome != TOO_FEW for _, ruling in classes)
+    looked_at = sum(ruling.outcome != TOO_FEW and name not in tried for name, ruling in classes)
+    only = f"; of {looked_at} more only the maps were looked at, and nothing was tried" if looked_at else ""
     says = {
         SHORTCUT: f"The model goes by a shortcut for {listed}.",
         SUSPECTED: f"The model may go by a shortcut for {listed}.",
-        NONE: f"No shortcut was found in {enough} of {len(classes)} classes.",
+        NONE: f"No shortcut was found in {len(tried)} of {len(classes)} classes{only}."
+        if tried
+        else f"Nothing odd in the maps of {looked_at} of {len(classes)} classes; nothing was tried.",
         TOO_FEW: f"Too few pictures to claim anything: no class has {LEAST}.",
     }[worst]
     told = tuple(ruling.says for ruling in rulings[:5]) if worst in (SHORTCUT, SUSPECTED) else ()

@@ -94,7 +94,7 @@ def run(
         look = plain(page) if page.exists() else f"sightline report {plain(runs[0])} --audit {plain(place)}"
         say(f"findings: {plain(place)}; to look at: {look}")
     if fail_on is not None:
-        if not found.forwards:
+        if not any(one.trials for one in found.tried):
             raise OutputError(
                 f"--fail-on {fail_on}: nothing could be tried, so that there is no verdict: {'; '.join(found.notices)}"
             )

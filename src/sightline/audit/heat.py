@@ -80,8 +80,13 @@ class Heats:
 
 
 def is_label(label: str | None, name: str, index: int) -> bool:
-    """Whether a label means a class: by its name as folders spell it (any letters, _ for a blank), or by its number."""
-    return label is not None and (folded(label) == folded(name) or label.strip() == str(index))
+    """Whether a label means a class: by its name as folders spell it (any letters, _ for a blank), or by its number.
+
+    Where names are numbers themselves, such as folders 1, 10, 2 in this order, only the name counts.
+    """
+    if label is None:
+        return False
+    return folded(label) == folded(name) or (label.strip() == str(index) and not name.strip().isdecimal())
 
 
 def folded(name: str) -> str:

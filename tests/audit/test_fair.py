@@ -119,3 +119,10 @@ def test_a_model_of_one_number_is_not_cleared(small: tuple[Path, Any], tmp_path:
     assert not any(one.trials for one in found.tried)
     assert any("returns one number for a picture" in one for one in found.notices)
     assert found.ruling.says.endswith("nothing was tried.")
+
+
+def test_a_place_that_decides_is_told_with_the_verdict_also_where_it_is_no_shortcut(small: tuple[Path, Any]) -> None:
+    found = audit_run(small[1], model=adapter_of(Brightest()))
+    assert found.ruling.outcome == "none found"
+    assert any("What it does go by is the middle" in one for one in found.ruling.because)
+    assert found.ruling.next == ("Look at what lies there, or say where the objects are (--masks, --boxes).",)

@@ -85,6 +85,15 @@ def test_the_same_in_the_middle_is_a_place_and_no_shortcut(adapter: Adapter, poo
     assert ruling_on(on_it, trials).outcome == PLACE
 
 
+def test_names_that_end_in_nul_or_are_hostile_are_tried_as_any(pool: Pool) -> None:
+    names = ["<b>\n", "=marked\x00"]
+    hostile = sightline.adapt(Corner(), layers=["conv"], labels=names)
+    of = np.array([names[1], names[0]] * 20)
+    one = Candidate(names[1], REGION, np.arange(0, 40, 2), (0, 0, 0.25, 0.25))
+    trials = tried(one, Pool(pool.at, pool.x, of, None), hostile)
+    assert [each.flips for each in trials] == [1.0] * len(KINDS[REGION])
+
+
 def test_one_direction_alone_is_suspected(adapter: Adapter, pool: Pool) -> None:
     trials = tried(candidate(), pool, adapter)
     for way in (TAKEN, GIVEN):

@@ -123,7 +123,8 @@ def ruling_on_class(
         f"in both directions (rule: {ALPHA:.0%} for all trials together, and at least {EFFECT:.0%} more flips).",
         *hints,
     )  # fmt: skip
-    return Ruling(NONE, f"{name!r}: no shortcut was found.{said}", because)
+    after = ("Look at what lies there, or say where the objects are (--masks, --boxes).",) if held else ()
+    return Ruling(NONE, f"{name!r}: no shortcut was found.{said}", because, after)
 
 
 def ruling_on_model(classes: Sequence[tuple[str, Ruling]], tried: Collection[str]) -> Ruling:
@@ -149,7 +150,11 @@ def ruling_on_model(classes: Sequence[tuple[str, Ruling]], tried: Collection[str
         else f"Nothing odd in the maps of {looked_at} of {len(classes)} classes; nothing was tried.",
         TOO_FEW: f"Too few pictures to claim anything: no class has {LEAST}.",
     }[worst]
-    told = tuple(ruling.says for ruling in rulings[:5]) if worst in (SHORTCUT, SUSPECTED) else ()
+    if worst == NONE:  # what does decide, and may be the object, comes first
+        rulings = sorted(
+            (one for name, one in classes if name in tried and one.outcome == NONE), key=lambda one: not one.next
+        )
+    told = tuple(ruling.says for ruling in rulings[:5] if worst in (SHORTCUT, SUSPECTED) or ruling.next)
     after = tuple(dict.fromkeys(step for ruling in rulings[:5] for step in ruling.next))
     return Ruling(worst, says, told, after)
 

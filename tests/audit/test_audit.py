@@ -272,6 +272,16 @@ def test_what_moved_is_the_paired_difference_per_class(tmp_path: Path) -> None:
     assert "dog,25,corners,-1.0" in (tmp_path / "moved" / "moved.csv").read_text()
 
 
+def test_a_class_called_all_takes_the_place_of_nothing(tmp_path: Path) -> None:
+    def halves(row: dict[str, Any]) -> None:
+        row["label"] = "all" if row["id"] < "03" else "none"
+
+    names = [f"{at:02}.png" for at in range(6)]
+    runs = [make_run(tmp_path / name, names, failed=(), change=halves) for name in ("a", "b")]
+    found = audit_moved(*runs)
+    assert [(one.name, one.pictures) for one in found.classes] == [("all", 6), ("all", 3), ("none", 3)]
+
+
 def test_runs_over_other_pictures_are_refused_and_some_others_said(tmp_path: Path) -> None:
     first = make_run(tmp_path / "a", ["1.png", "2.png"], failed=())
     with pytest.raises(OutputError, match=r"share no picture: '1\.png' is of the first, '3\.png' of the second"):

@@ -126,6 +126,12 @@ def test_a_label_is_a_class_by_its_name_in_any_letters_or_by_its_number() -> Non
     assert not is_label(None, "tiger cat", 282)
 
 
+def test_where_names_are_numbers_a_label_is_the_name_and_not_the_place() -> None:
+    names = sorted(str(number) for number in range(1, 12))  # 1, 10, 11, 2, ...
+    for label in names:
+        assert [name for index, name in enumerate(names) if is_label(label, name, index)] == [label]
+
+
 def test_a_run_is_read_with_one_map_a_picture_and_its_errors_counted(tmp_path: Path) -> None:
     heats = read_heats(open_run(make_run(tmp_path / "run")))
     assert (len(heats), heats.errors, heats.method, heats.grid) == (9, 1, "grad-cam", (2, 3))

@@ -79,10 +79,22 @@ def test_the_same_in_the_middle_is_a_place_and_no_shortcut(adapter: Adapter, poo
     trials = tried(candidate(), pool, adapter)
     middle = candidate(box=(0.4, 0.4, 0.6, 0.6))
     assert ruling_on(middle, trials).outcome == PLACE
+    edge, corner = candidate(box=(0.0, 0.0, 0.2, 0.7)), candidate(box=(0.55, 0.55, 1.0, 1.0))
+    large = candidate(box=(0.0, 0.3, 0.24, 0.8))
+    assert [ruling_on(one, trials).outcome for one in (edge, corner, large)] == [SHORTCUT, SHORTCUT, SUSPECTED]
     outside = Candidate("marked", REGION, middle.members, middle.box, "", outside=0.9)
     assert ruling_on(outside, trials).outcome == SHORTCUT
     on_it = Candidate("marked", REGION, middle.members, (0, 0, 0.25, 0.25), "", outside=0.3)
     assert ruling_on(on_it, trials).outcome == PLACE
+
+
+def test_names_that_end_in_nul_or_are_hostile_are_tried_as_any(pool: Pool) -> None:
+    names = ["<b>\n", "=marked\x00"]
+    hostile = sightline.adapt(Corner(), layers=["conv"], labels=names)
+    of = np.array([names[1], names[0]] * 20)
+    one = Candidate(names[1], REGION, np.arange(0, 40, 2), (0, 0, 0.25, 0.25))
+    trials = tried(one, Pool(pool.at, pool.x, of, None), hostile)
+    assert [each.flips for each in trials] == [1.0] * len(KINDS[REGION])
 
 
 def test_one_direction_alone_is_suspected(adapter: Adapter, pool: Pool) -> None:

@@ -80,8 +80,13 @@ class Heats:
 
 
 def is_label(label: str | None, name: str, index: int) -> bool:
-    """Whether a label means a class: by its name as folders spell it (any letters, _ for a blank), or by its number."""
-    return label is not None and (folded(label) == folded(name) or label.strip() == str(index))
+    """Whether a label means a class: by its name as folders spell it (any letters, _ for a blank), or by its number.
+
+    Where names are numbers themselves, such as folders 1, 10, 2 in this order, only the name counts.
+    """
+    if label is None:
+        return False
+    return folded(label) == folded(name) or (label.strip() == str(index) and not name.strip().isdecimal())
 
 
 def folded(name: str) -> str:
@@ -327,6 +332,8 @@ def _between(rows: Array, at: Array) -> Array:
 def objects_of(heats: Heats, mask_of: Callable[[str, tuple[int, int]], Array | None]) -> tuple[Array, int]:
     """(N, h, w): what the mask of each picture covers of each cell, nan where there is none; and how many have one.
 
+    A mask without an object, or with none in what the model sees, counts as none: beside nothing everything lies.
+
     Args:
         heats: the maps.
         mask_of: (id, (width, height)) -> the mask (H, W), or None.
@@ -338,7 +345,8 @@ def objects_of(heats: Heats, mask_of: Callable[[str, tuple[int, int]], Array | N
             continue
         view = heats.view(at)
         mask = mask_of(name, view.photo)
-        if mask is not None:
-            found[at] = covered(mask, view, heats.grid)
+        cells = None if mask is None else covered(mask, view, heats.grid)
+        if cells is not None and cells.any():
+            found[at] = cells
             count += 1
     return found, count

@@ -132,14 +132,14 @@ def audit_moved(
         )
         maps = _alike(maps)
     share = moved_share(maps[0], maps[1])
-    groups: dict[str, list[int]] = {ALL: list(range(len(here)))}
+    groups = [(ALL, list(range(len(here))))]  # a class may have the same name
     by: dict[str, list[int]] = defaultdict(list)
     for at, index in enumerate(here):
         by[first.labels[index] or first.predicted[index]].append(at)
-    groups |= dict(sorted(by.items(), key=lambda one: (-len(one[1]), one[0]))) if len(by) > 1 else {}
+    groups += sorted(by.items(), key=lambda one: (-len(one[1]), one[0])) if len(by) > 1 else []
     answers = [[one.predicted[at] for at in chosen] for one, chosen in ((first, here), (second, there))]
     right = [first.right[here], second.right[there]]
-    found = [_class(name, np.array(rows), answers, right, share, parts, seed) for name, rows in groups.items()]
+    found = [_class(name, np.array(rows), answers, right, share, parts, seed) for name, rows in groups]
     found = _worded(found)
     order = np.argsort(-np.nan_to_num(share, nan=-1.0), kind="stable")[:_FARTHEST]
     farthest = tuple(

@@ -20,7 +20,7 @@ from sightline.batch.plan import DATA
 from sightline.batch.results import ITEMS, Run
 from sightline.batch.shards import read_rows
 from sightline.data.sets import Source, find_items
-from sightline.errors import ImageError, ModelError, OutputError
+from sightline.errors import ImageError, ModelError, OutputError, TargetError
 from sightline.evaluation.items import Item, boxes_in, mask_of, masks_in, of_picture
 from sightline.identity import identity
 from sightline.models.adapter import Adapter
@@ -85,6 +85,7 @@ def read_pool(
 
     Raises:
         ImageError: none of them can be read.
+        TargetError: the model knows one class only.
     """
     if adapter.preprocess is None:
         raise ModelError(f"{adapter.name} comes without preprocessing, so that no photograph can be fed to it")
@@ -106,7 +107,11 @@ def read_pool(
             "Give the place of the run's pictures with --data"
         )
     x = torch.stack([one.x for _, one in found])
-    says = [adapter.label(at) for part in asked(adapter, x, batch, told) for at in part.argmax(dim=1).tolist()]
+    says = []
+    for part in asked(adapter, x, batch, told):
+        if part.shape[1] < 2:
+            raise TargetError("the model returns one number for a picture, so that there is no other class to flip to")
+        says += [adapter.label(at) for at in part.argmax(dim=1).tolist()]
     masks = None
     if objects is not None:
         masks = torch.stack([_object(objects(index), one, x.shape[2:]) for index, one in found])
@@ -119,17 +124,19 @@ def read_pool(
     if differ:
         notes.append(
             f"Of {differ} of {len(found)} pictures the model says something else now than in the run; they are left out of trials."
+            + (" Are these the pictures of the run (--data)?" if differ > len(found) / 10 else "")
         )
     return Pool({index: row for row, (index, _) in enumerate(found)}, x, np.array(says), masks), notes
 
 
 def _object(mask: Array | None, picture: Picture, size: Sequence[int]) -> Tensor:
-    """The object (H, W) as the model gets it, 0 to 1; nan without a mask."""
-    if mask is None:
-        return torch.full(tuple(size), torch.nan)
+    """The object (H, W) as the model gets it, 0 to 1; nan without a mask, or with none of the object in sight."""
     from sightline.audit.heat import covered
 
-    return torch.from_numpy(covered(mask, picture.view, (int(size[0]), int(size[1])))).float()
+    found = None if mask is None else covered(mask, picture.view, (int(size[0]), int(size[1])))
+    if found is None or not found.any():
+        return torch.full(tuple(size), torch.nan)
+    return torch.from_numpy(found).float()
 
 
 def masks_of(masks: Path | None, boxes: Path | None) -> Callable[[str, tuple[int, int]], Array | None] | None:

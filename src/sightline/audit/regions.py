@@ -34,7 +34,8 @@ class Candidate:
         box: of a region: (left, top, right, bottom) in fractions of the input.
         members: indices of the pictures that showed it.
         found: where it came from, in words.
-        outside: share of the box that lies beside the objects, by their masks; None without masks.
+        outside: share of the box that lies beside the objects, or of the objects that lies beside the box, whichever is less, by
+            their masks; None without masks.
     """
 
     of: str
@@ -57,16 +58,29 @@ class Candidate:
 
     @property
     def aside(self) -> bool:
-        """Whether a region lies where no object is: beside the masks, or without masks small and at the border."""
+        """Whether a region lies where no object is: beside the masks; without masks in a corner, or small and at the border."""
         if self.box is None:
             return True
         if self.outside is not None:
             return self.outside >= _OUTSIDE
         left, top, right, bottom = self.box
-        touches = min(left, top, 1 - right, 1 - bottom) < 1e-6
+        touches = sum(gap < 1e-6 for gap in (left, top, 1 - right, 1 - bottom))
+        small = (right - left) * (bottom - top) <= _ASIDE
+        return not self._central and (touches >= 2 or (touches == 1 and small))
+
+    @property
+    def _central(self) -> bool:
+        left, top, right, bottom = self.box or (0, 0, 1, 1)
         across, down = (left + right) / 2, (top + bottom) / 2
-        central = MIDDLE[0] <= across <= MIDDLE[2] and MIDDLE[1] <= down <= MIDDLE[3]
-        return touches and not central and (right - left) * (bottom - top) <= _ASIDE
+        return MIDDLE[0] <= across <= MIDDLE[2] and MIDDLE[1] <= down <= MIDDLE[3]
+
+    @property
+    def marginal(self) -> bool:
+        """Whether a region of which no mask tells lies at the border and off the middle, and is too large to be judged by that."""
+        if self.box is None or self.outside is not None:
+            return False
+        left, top, right, bottom = self.box
+        return min(left, top, 1 - right, 1 - bottom) < 1e-6 and not self.aside and not self._central
 
 
 _OUTSIDE = 0.75
@@ -101,13 +115,23 @@ def candidates_of(
             continue
         outside = None
         if objects is not None:
-            cells = in_box(mean.shape, box)
-            known = objects[own][~np.isnan(objects[own]).any(axis=(1, 2))]
-            outside = float(1 - (known * cells).sum() / (len(known) * cells.sum())) if len(known) else None
+            outside = _beside(box, objects[own])
         found.append(Candidate(name, REGION, own, box, origin, outside))
     if objects is not None and (~np.isnan(objects[members]).any(axis=(1, 2))).any():
         found.append(Candidate(name, BACKGROUND, members, found="the masks"))
     return (*found, *(Candidate(name, what, members, found="tried for every class") for what in WHOLE))
+
+
+def _beside(box: Fractions, objects: Array) -> float | None:
+    """How far a box and the objects miss each other, 0 to 1; None without masks."""
+    known = objects[~np.isnan(objects).any(axis=(1, 2))]
+    if not len(known):
+        return None
+    cells = in_box(known.shape[1:], box)
+    both = (known * cells).sum(axis=(1, 2))
+    # A box around small objects is mostly beside them, and yet holds all of them.
+    held = both / np.maximum(known.sum(axis=(1, 2)), 1e-12)
+    return float(1 - max(both.mean() / cells.sum(), held.mean()))
 
 
 def hot_box(mean: Array) -> Fractions | None:

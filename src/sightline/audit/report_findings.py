@@ -186,6 +186,7 @@ def _candidate(one: Mapping[str, Any], link: Callable[[Any], dict[str, str]]) ->
                 "after": _address(each.get("after")),
                 "said_before": text(each.get("said_before") or ""),
                 "said_after": text(each.get("said_after") or ""),
+                "change": text(each.get("change") or ""),
             }
             for each in _records(one, "examples")[:_MOST]
         ],

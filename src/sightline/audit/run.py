@@ -9,6 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from sightline.audit.verdict import (
     ruling_on_model,
 )
 from sightline.batch.results import Run, open_run
-from sightline.errors import ImageError, MetricError, OutputError
+from sightline.errors import ImageError, MetricError, OutputError, TargetError
 from sightline.models.adapter import Adapter
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -252,7 +253,11 @@ def _objects(heats: Heats, mask_of: Any) -> tuple[Array | None, list[str]]:
     if not count:
         why = f"; {wrong[0]}" if wrong else f". A mask has its picture's name, such as {heats.ids[0]!r} (any ending)"
         raise MetricError(f"none of the masks belongs to a picture of the run{why}")
-    notices = [] if count == len(heats) else [f"{len(heats) - count:,} of {len(heats):,} pictures have no mask."]
+    notices = (
+        []
+        if count == len(heats)
+        else [f"{len(heats) - count:,} of {len(heats):,} pictures have no mask, or one without an object in sight."]
+    )
     if wrong:
         notices.append(f"{len(wrong):,} masks don't fit, such as that of {wrong[0]}")
     return objects, notices
@@ -350,17 +355,19 @@ def _tried(
         source = source_of(run, data)
         told(doing, 0, of)
         pool, notices = read_pool(heats, chosen, source, adapter, _object_of(heats, mask_of), batch=batch, told=count)
-    except ImageError as error:
+    except (ImageError, TargetError) as error:
         return untried, [f"Nothing was tried: {error}"], shown[0]
     candidates = [each for one in classes for each in one.candidates]
     plan = planned(candidates, pool, seed=seed)
     kept, spent = [], shown[0]
-    for arms in plan:
-        if spent + arms.forwards > budget:
+    for _, all_of_one in groupby(plan, key=lambda arms: arms.candidate):  # one direction alone clears nothing
+        group = list(all_of_one)
+        cost = sum(arms.forwards for arms in group)
+        if spent + cost > budget:
             notices.append(f"Not everything was tried: the budget of {budget:,} pictures is spent (--budget).")
             break
-        spent += arms.forwards
-        kept.append(arms)
+        spent += cost
+        kept += group
     doing, of = "trying", spent
     told(doing, shown[0], of)
     trials, examples = run_trials(candidates, kept, pool, adapter, batch=batch, told=count)
@@ -417,10 +424,14 @@ def _sample(heats: Heats, found: Sequence[_Looked], budget: int) -> tuple[list[i
     return list(chosen), classes
 
 
-def _suspicion(one: _Looked) -> tuple[bool, float, int]:
-    """Smaller is more suspicious: heat that gathers where no object is, then unusual groups of maps, then many pictures."""
+def _suspicion(one: _Looked) -> tuple[bool, float, float, int]:
+    """Smaller is more suspicious: heat that gathers where no object is, much of it outside, unusual groups of maps, then many pictures."""
     aside = any(each.what == REGION and each.aside for each in one.candidates)
-    return not aside, min((each.p for each in one.clusters if each.p is not None), default=1.0), -len(one.members)
+    outside = [
+        each.share.mean / each.even for each in one.heat if each.part in ("border", "corners") and each.share.mean
+    ]
+    unusual = min((each.p for each in one.clusters if each.p is not None), default=1.0)
+    return not aside, -max(outside, default=0.0), unusual, -len(one.members)
 
 
 def _spread(members: Array) -> Array:
@@ -440,10 +451,11 @@ def _audit(
 ) -> Audit:
     from sightline.audit.verdict import ORDER
 
+    interventions = {name for name, of_class in tried.items() if any(each.trials for each in of_class)}
     classes = []
     for one in found:
         of_class = tried.get(one.name, [])
-        made = any(each.trials for each in of_class)
+        made = one.name in interventions
         pairs = [(each.candidate, each.ruling) for each in of_class]
         ruling = ruling_on_class(
             one.name, len(one.members), one.heat, pairs, [each.p for each in one.clusters if each.p is not None], made
@@ -473,7 +485,7 @@ def _audit(
         "masks": 0 if objects is None else int((~np.isnan(objects).any(axis=(1, 2))).sum()),
     }
     return Audit(
-        ruling_on_model([(one.name, one.ruling) for one in classes]),
+        ruling_on_model([(one.name, one.ruling) for one in classes], interventions),
         tuple(classes),
         tuple(
             sorted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,7 +222,7 @@ def run_trials(
         batch: pictures in a forward.
         told: called with the number of pictures that were shown to the model.
     """
-    index = {name: at for at, name in _indices(adapter, pool)}
+    index = {name: at for at, name in _indices(adapter, {one.of for one in candidates})}
     first = next(asked(adapter, pool.x[:1], 1))
     trials: dict[int, list[Trial]] = defaultdict(list)
     shown: dict[int, list[Shown]] = defaultdict(list)
@@ -243,9 +243,8 @@ def run_trials(
     return trials, shown
 
 
-def _indices(adapter: Adapter, pool: Pool) -> Iterator[tuple[int, str]]:
-    """Classes by number, of those that the pool's pictures are."""
-    wanted = set(pool.of.tolist())
+def _indices(adapter: Adapter, wanted: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Classes by number, of those that are asked for; not by arrays, which drop the NULs at a name's end."""
     count = len(adapter.labels) if adapter.labels else 100_000
     for at in range(count):
         if adapter.label(at) in wanted:

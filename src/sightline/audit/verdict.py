@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from sightline.audit.heat import Where
@@ -12,7 +12,7 @@ from sightline.metrics.statistics import holm
 
 SHORTCUT, SUSPECTED, PLACE, CLEARED, UNTRIED = "shortcut", "suspected", "place", "cleared", "untried"
 NONE, TOO_FEW = "none found", "too few"
-ORDER = (SHORTCUT, SUSPECTED, NONE, TOO_FEW)  # the worst first
+ORDER = (SHORTCUT, SUSPECTED, NONE, UNTRIED, TOO_FEW)  # the worst first
 ALPHA = 0.05  # for everything that was tried, together (Holm)
 EFFECT = 0.25  # more flips than under the control, by the lower end of the interval
 STRONG = 0.5  # the same, for what is of the whole picture and may belong to the class
@@ -51,6 +51,12 @@ def ruling_on(one: Candidate, trials: Sequence[Trial]) -> Ruling:
     if one.what == REGION:
         if given and taken and one.aside:
             return Ruling(SHORTCUT, f"{place} decides that it is {one.of!r}, and lies where no object is.", told)
+        if given and taken and one.marginal:
+            return Ruling(
+                SUSPECTED,
+                f"{place} decides that it is {one.of!r}, at the border. Should it be the object, masks (--masks) or a look tell.",
+                told,
+            )
         if given and taken:
             return Ruling(
                 PLACE,
@@ -109,38 +115,50 @@ def ruling_on_class(
                 SUSPECTED,
                 f"{name!r}: the maps look odd, and nothing was tried to find out whether that decides.",
                 hints,
-                ("Give the pictures and the model (--data, --model), so that it can be tried.",),
+                (
+                    "Have it tried: with the model (--model), its pictures (--data) and a larger --budget, whichever is missing.",
+                ),
             )
-        return Ruling(
-            NONE, f"{name!r}: nothing odd in the maps; nothing was tried.", next=("Give --data and --model.",)
-        )
+        return Ruling(UNTRIED, f"{name!r}: nothing odd in the maps; nothing was tried.")
     held = [one for one, ruling in candidates if ruling.outcome == PLACE]
     said = f" What it does go by is {held[0].place()}, which may be the object itself." if held else ""
     count = sum(ruling.outcome != UNTRIED for _, ruling in candidates)
     because = (
-        f"{count} regions and traits were taken from its pictures and given to others; none changed the answer by more than its control "
+        f"{count} of {len(candidates)} regions and traits were taken from its pictures and given to others; none changed the answer by more than its control "
         f"in both directions (rule: {ALPHA:.0%} for all trials together, and at least {EFFECT:.0%} more flips).",
         *hints,
     )  # fmt: skip
-    return Ruling(NONE, f"{name!r}: no shortcut was found.{said}", because)
+    after = ("Look at what lies there, or say where the objects are (--masks, --boxes).",) if held else ()
+    return Ruling(NONE, f"{name!r}: no shortcut was found.{said}", because, after)
 
 
-def ruling_on_model(classes: Sequence[tuple[str, Ruling]]) -> Ruling:
-    """The verdict on the model: that of its worst class."""
+def ruling_on_model(classes: Sequence[tuple[str, Ruling]], tried: Collection[str]) -> Ruling:
+    """The verdict on the model: that of its worst class.
+
+    Args:
+        classes: by name.
+        tried: the names of those for which interventions were made.
+    """
     if not classes:
         return Ruling(TOO_FEW, "There is no class to speak of.")
     worst = min((ruling.outcome for _, ruling in classes), key=ORDER.index)
     named = [name for name, ruling in classes if ruling.outcome == worst]
     rulings = [ruling for _, ruling in classes if ruling.outcome == worst]
     listed = ", ".join(map(repr, named[:5])) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
-    enough = sum(ruling.outcome != TOO_FEW for _, ruling in classes)
+    looked_at = sum(ruling.outcome != TOO_FEW and name not in tried for name, ruling in classes)
+    only = f"; of {looked_at} more only the maps were looked at, and nothing was tried" if looked_at else ""
     says = {
         SHORTCUT: f"The model goes by a shortcut for {listed}.",
         SUSPECTED: f"The model may go by a shortcut for {listed}.",
-        NONE: f"No shortcut was found in {enough} of {len(classes)} classes.",
+        NONE: f"No shortcut was found in {len(tried)} of {len(classes)} classes{only}." if tried else "",
+        UNTRIED: f"Nothing odd in the maps of {looked_at} of {len(classes)} classes; nothing was tried.",
         TOO_FEW: f"Too few pictures to claim anything: no class has {LEAST}.",
     }[worst]
-    told = tuple(ruling.says for ruling in rulings[:5]) if worst in (SHORTCUT, SUSPECTED) else ()
+    if worst == NONE:  # what does decide, and may be the object, comes first
+        rulings = sorted(
+            (one for name, one in classes if name in tried and one.outcome == NONE), key=lambda one: not one.next
+        )
+    told = tuple(ruling.says for ruling in rulings[:5] if worst in (SHORTCUT, SUSPECTED) or ruling.next)
     after = tuple(dict.fromkeys(step for ruling in rulings[:5] for step in ruling.next))
     return Ruling(worst, says, told, after)
 

@@ -78,6 +78,10 @@ def run(
             check_free(place, force)
             opened = open_run(runs[0])
             adapter = _model_of(opened, model) if budget else None
+        if fail_on is not None and adapter is None:
+            raise OutputError(
+                f"--fail-on {fail_on}: nothing can be tried without the model, so that there is no verdict"
+            )
         with working() as shown:
 
             def watch(what: str, done: int, of: int) -> None:
@@ -102,7 +106,7 @@ def run(
         look = plain(page) if page.exists() else f"sightline report {plain(runs[0])} --audit {plain(place)}"
         say(f"findings: {plain(place)}; to look at: {look}")
     if fail_on is not None:
-        if not found.forwards:
+        if not any(one.trials for one in found.tried):
             raise OutputError(
                 f"--fail-on {fail_on}: nothing could be tried, so that there is no verdict: {'; '.join(found.notices)}"
             )

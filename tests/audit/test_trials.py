@@ -79,7 +79,7 @@ def test_the_same_in_the_middle_is_a_place_and_no_shortcut(adapter: Adapter, poo
     trials = tried(candidate(), pool, adapter)
     middle = candidate(box=(0.4, 0.4, 0.6, 0.6))
     assert ruling_on(middle, trials).outcome == PLACE
-    edge, corner = candidate(box=(0.0, 0.0, 0.2, 0.7)), candidate(box=(0.55, 0.55, 1.0, 1.0))
+    edge, corner = candidate(box=(0.0, 0.0, 0.2, 0.7)), candidate(box=(0.5, 0.5, 1.0, 1.0))
     large = candidate(box=(0.0, 0.3, 0.24, 0.8))
     assert [ruling_on(one, trials).outcome for one in (edge, corner, large)] == [SHORTCUT, SHORTCUT, SUSPECTED]
     outside = Candidate("marked", REGION, middle.members, middle.box, "", outside=0.9)

@@ -72,7 +72,7 @@ class Candidate:
     def _central(self) -> bool:
         left, top, right, bottom = self.box or (0, 0, 1, 1)
         across, down = (left + right) / 2, (top + bottom) / 2
-        return MIDDLE[0] <= across <= MIDDLE[2] and MIDDLE[1] <= down <= MIDDLE[3]
+        return MIDDLE[0] < across < MIDDLE[2] and MIDDLE[1] < down < MIDDLE[3]
 
     @property
     def marginal(self) -> bool:

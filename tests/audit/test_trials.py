@@ -14,6 +14,7 @@ import sightline
 from sightline.audit.regions import BACKGROUND, REGION, WHOLE, Candidate, candidates_of, elsewhere, hot_box, pixels_of
 from sightline.audit.trials import GIVEN, KINDS, LEAST, TAKEN, Pool, changed, mcnemar, planned, run_trials
 from sightline.audit.verdict import CLEARED, PLACE, SHORTCUT, SUSPECTED, UNTRIED, corrected, ruling_on, ruling_on_class
+from sightline.metrics.statistics import holm
 from sightline.models.adapter import Adapter
 
 SIDE = 24
@@ -194,6 +195,16 @@ def test_examples_are_pictures_that_flipped(pool: Pool, adapter: Adapter) -> Non
         assert (each.said_before == "marked") != (each.said_after == "marked")
         assert torch.equal(each.before, pool.x[each.index])
         assert not torch.equal(each.after, each.before)
+
+
+def test_p_values_are_corrected_for_all_trials_of_all_candidates_together(pool: Pool, adapter: Adapter) -> None:
+    candidates = [candidate(), candidate("tone"), candidate(box=(0.7, 0.7, 1, 1))]
+    trials, _ = run_trials(candidates, planned(candidates, pool), pool, adapter, batch=8)
+    before = [trials[at] for at in range(3)]
+    after = corrected(before)
+    wanted = iter(holm([one.p for each in before for one in each]))
+    assert [[one.p for one in each] for each in after] == [[next(wanted) for _ in each] for each in before]
+    assert after[0][0].p == pytest.approx(10 * before[0][0].p)  # the smallest of ten
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (5, 0), (3, 3), (12, 4), (1, 9)])

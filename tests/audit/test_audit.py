@@ -167,6 +167,7 @@ def test_masks_that_dont_fit_are_said_and_none_at_all_is_refused(mark: Made, tmp
     found = audit_run(run, masks=masks)
     assert any(one.startswith("2 of 256 pictures have no mask") for one in found.notices)
     assert any(one.startswith("1 masks don't fit, such as that of blue/") for one in found.notices)
+    assert audit_moved(run, run, masks=masks).notices == tuple(found.notices[:2])
     (tmp_path / "none").mkdir()
     with pytest.raises(MetricError, match="none of the masks belongs to a picture of the run"):
         audit_run(run, masks=tmp_path / "none")

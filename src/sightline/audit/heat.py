@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sightline.batch.results import Run, parts, reading
-from sightline.errors import OutputError, did_you_mean
+from sightline.errors import ImageError, MetricError, OutputError, did_you_mean
 from sightline.metrics.statistics import Interval, bootstrap
 from sightline.models.view import View
 from sightline.train.film import border_share
@@ -329,24 +329,41 @@ def _between(rows: Array, at: Array) -> Array:
     return np.asarray(rows[low] * (1 - part) + rows[low + 1] * part)
 
 
-def objects_of(heats: Heats, mask_of: Callable[[str, tuple[int, int]], Array | None]) -> tuple[Array, int]:
-    """(N, h, w): what the mask of each picture covers of each cell, nan where there is none; and how many have one.
+def objects_of(heats: Heats, mask_of: Callable[[str, tuple[int, int]], Array | None]) -> tuple[Array, list[str]]:
+    """(N, h, w): what the mask of each picture covers of each cell, nan where there is none; and what must be said of those.
 
     A mask without an object, or with none in what the model sees, counts as none: beside nothing everything lies.
 
     Args:
         heats: the maps.
         mask_of: (id, (width, height)) -> the mask (H, W), or None.
+
+    Raises:
+        MetricError: no picture has a mask that fits.
     """
     found = np.full((len(heats), *heats.grid), np.nan, np.float32)
-    count = 0
+    wrong: list[str] = []
     for at, name in enumerate(heats.ids):
         if np.isnan(heats.views[at]).any():
             continue
         view = heats.view(at)
-        mask = mask_of(name, view.photo)
+        try:
+            mask = mask_of(name, view.photo)
+        except (MetricError, ImageError) as error:
+            wrong.append(f"{name}: {error}")
+            continue
         cells = None if mask is None else covered(mask, view, heats.grid)
         if cells is not None and cells.any():
             found[at] = cells
-            count += 1
-    return found, count
+    count = int((~np.isnan(found).any(axis=(1, 2))).sum())
+    if not count:
+        why = f"; {wrong[0]}" if wrong else f". A mask has its picture's name, such as {heats.ids[0]!r} (any ending)"
+        raise MetricError(f"none of the masks belongs to a picture of the run{why}")
+    notices = []
+    if count < len(heats):
+        notices.append(
+            f"{len(heats) - count:,} of {len(heats):,} pictures have no mask, or one without an object in sight."
+        )
+    if wrong:
+        notices.append(f"{len(wrong):,} masks don't fit, such as that of {wrong[0]}")
+    return found, notices

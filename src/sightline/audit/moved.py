@@ -123,7 +123,8 @@ def audit_moved(
     mask_of = masks_of(*(None if one is None else Path(one) for one in (masks, boxes)))
     parts = []
     for heats, chosen in ((first, here), (second, there)):
-        objects = None if mask_of is None else objects_of(heats, mask_of)[0]
+        objects, said = (None, []) if mask_of is None else objects_of(heats, mask_of)
+        notices += [one for one in said if one not in notices]
         parts.append({name: values[chosen] for name, (values, _) in parts_of(heats.shares, objects).items()})
     maps = [first.shares[here], second.shares[there]]
     if first.grid != second.grid:

@@ -211,7 +211,7 @@ def audit_run(
         check_model(opened, adapter)
     told("reading the maps", 0, len(opened))
     heats = read_heats(opened, method)
-    objects, notices = _objects(heats, mask_of)
+    objects, notices = (None, []) if mask_of is None else objects_of(heats, mask_of)
     found = _looked_at(heats, objects, seed, told)
     tried, more, forwards = _tried(
         opened, heats, found, objects, mask_of, adapter, data, budget, batch_size, seed, told
@@ -235,32 +235,6 @@ class _Looked:
     mean: Array
     clusters: tuple[Cluster, ...]
     candidates: tuple[Candidate, ...]
-
-
-def _objects(heats: Heats, mask_of: Any) -> tuple[Array | None, list[str]]:
-    if mask_of is None:
-        return None, []
-    wrong: list[str] = []
-
-    def fitting(name: str, size: tuple[int, int]) -> Array | None:
-        try:
-            return mask_of(name, size)  # type: ignore[no-any-return]
-        except (MetricError, ImageError) as error:
-            wrong.append(f"{name}: {error}")
-            return None
-
-    objects, count = objects_of(heats, fitting)
-    if not count:
-        why = f"; {wrong[0]}" if wrong else f". A mask has its picture's name, such as {heats.ids[0]!r} (any ending)"
-        raise MetricError(f"none of the masks belongs to a picture of the run{why}")
-    notices = (
-        []
-        if count == len(heats)
-        else [f"{len(heats) - count:,} of {len(heats):,} pictures have no mask, or one without an object in sight."]
-    )
-    if wrong:
-        notices.append(f"{len(wrong):,} masks don't fit, such as that of {wrong[0]}")
-    return objects, notices
 
 
 def _looked_at(heats: Heats, objects: Array | None, seed: int, told: Watch) -> list[_Looked]:
@@ -395,7 +369,7 @@ def _object_of(heats: Heats, mask_of: Any) -> Callable[[int], Array | None] | No
         try:
             return mask_of(heats.ids[index], heats.view(index).photo)  # type: ignore[no-any-return]
         except (MetricError, ImageError):
-            return None  # which `_objects` has told
+            return None  # which `objects_of` has told
 
     return found
 

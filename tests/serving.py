@@ -56,6 +56,7 @@ def start(place: Path, *arguments: str, code: str = "") -> Server:
         "SIGHTLINE_TEST_CONNECTIONS": str(connections),
         "TMPDIR": str(place / "tmp"),
     }
+    environment.pop("PYTHONUNBUFFERED", None)  # without it, too, the address must come at once
     with (place / "stderr.txt").open("w") as errors:
         process = subprocess.Popen(
             [sys.executable, *(["-c", code] if code else ["-m", "sightline", "app", "--port", "0", *arguments])],

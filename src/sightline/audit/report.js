@@ -379,7 +379,7 @@
   }
   let closed = [];
   window.addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
+    closed = [...document.querySelectorAll("details:not([open], .cleared)")];
     for (const one of closed) one.open = true;
     if (!listed) for (const one of shown) cardOf(one).draw();
   });

@@ -15,8 +15,8 @@ def plain(text: object, limit: int = 300) -> str:
 
 
 def say(text: str = "") -> None:
-    """A line of the result."""
-    print(text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
+    """A line of the result, at once: whoever reads it through a pipe may wait for it, such as for the address of the app."""
+    print(text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"), flush=True)
 
 
 def tell(text: str) -> None:

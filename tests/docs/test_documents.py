@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 
+from made_runs import make_run
 from sightline.metrics import registry
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +82,8 @@ def test_commands_in_the_readme_run(
 
     if " pets" in command:
         request.getfixturevalue("pets")
+    if " audit run" in command:
+        make_run(folder / "run")
     monkeypatch.setenv("TORCH_HOME", os.fspath(folder / "cache"))
     monkeypatch.setattr(sys, "argv", shlex.split(command))
     code = 0

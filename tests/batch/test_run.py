@@ -118,15 +118,17 @@ def test_a_run_that_is_killed_at_ten_random_moments_goes_on(data: Path, clean: P
     forwards = tmp_path / "forwards"
     how = {"listen": str(forwards), "slow_s": 0.05}
     killed = 0
-    for _ in range(10):
+    for _ in range(60):  # on a fast machine many of them end before they are killed
+        if killed == 10:
+            break
         process = begin(data, output, log, resume=True, model=how)
         time.sleep(moments.uniform(0.05, 6))
         process.kill()
         killed += end(process) == -signal.SIGKILL
-        if killed > 3 and output.exists() and sightline.open_run(output).complete:
+        if (output / "manifest.json").exists() and sightline.open_run(output).complete:
             is_as_clean_but_for_its_end(output, clean)
             shutil.rmtree(output)  # and again from the beginning
-    assert killed > 3
+    assert killed == 10
     assert end(begin(data, output, log, resume=True, model=how)) == 0
     is_as_clean(output, clean)
     assert gone(readers(log))

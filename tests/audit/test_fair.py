@@ -125,4 +125,8 @@ def test_a_place_that_decides_is_told_with_the_verdict_also_where_it_is_no_short
     found = audit_run(small[1], model=adapter_of(Brightest()))
     assert found.ruling.outcome == "none found"
     assert any("What it does go by is the middle" in one for one in found.ruling.because)
+    for one in found.classes:
+        held = "What it does go by" in one.ruling.says
+        assert ("; none but the middle" in one.ruling.because[0]) == held
+        assert ("; none changed" in one.ruling.because[0]) != held
     assert found.ruling.next == ("Look at what lies there, or say where the objects are (--masks, --boxes).",)

@@ -123,8 +123,9 @@ def ruling_on_class(
     held = [one for one, ruling in candidates if ruling.outcome == PLACE]
     said = f" What it does go by is {held[0].place()}, which may be the object itself." if held else ""
     count = sum(ruling.outcome != UNTRIED for _, ruling in candidates)
+    none = f"none but {' and '.join(one.place() for one in held)}" if held else "none"
     because = (
-        f"{count} of {len(candidates)} regions and traits were taken from its pictures and given to others; none changed the answer by more than its control "
+        f"{count} of {len(candidates)} regions and traits were taken from its pictures and given to others; {none} changed the answer by more than its control "
         f"in both directions (rule: {ALPHA:.0%} for all trials together, and at least {EFFECT:.0%} more flips).",
         *hints,
     )  # fmt: skip

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 
 import sightline
 from sightline.models.adapter import Adapter
 from sightline.models.preprocess import standard
 from sightline.testing.scenes import COLOURS, SIDE, draw
-from sightline.testing.shortcut import _network
+from sightline.testing.shortcut import _fitted
 
 NAMES = ("red", "green", "blue", "yellow")
 PLANTED = 0  # the class that has the shortcut
@@ -70,19 +69,7 @@ def trained(kind: str, seed: int, steps: int = 400) -> tuple[nn.Module, float]:
     """A network that has learned it, and its accuracy on pictures that it never saw."""
     data, held_out = pictures(kind, 1024, 2 * seed), pictures(kind, 512, 2 * seed + 1)
     x, classes = torch.from_numpy(data.pictures), torch.from_numpy(data.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = _network().train()
-        optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=steps, pct_start=0.2)
-        for _ in range(steps):
-            some = torch.randint(len(x), (32,))
-            loss = F.cross_entropy(module(x[some]), classes[some])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    module.eval().requires_grad_(False)
+    module = _fitted(x, classes, seed, steps)
     with torch.no_grad():
         said = module(torch.from_numpy(held_out.pictures)).argmax(dim=1).numpy()
     return module, float((said == held_out.classes).mean())

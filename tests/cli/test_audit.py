@@ -143,8 +143,9 @@ def mark_for_cli(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import torch, planted_runs
+from sightline.testing.shortcut import _network
 from sightline.cli import audit, main
-module = planted_runs._network().eval()
+module = _network().eval()
 module.load_state_dict(torch.load({str(folder / "weights.pt")!r}, weights_only=True))
 audit._model_of = lambda run, model: planted_runs.adapter_of(module)
 main()

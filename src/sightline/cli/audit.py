@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sightline.cli.evaluate import Boxes, Masks
 from sightline.cli.model import Chosen, takes_a_model
 from sightline.cli.output import plain, say, table, tell, waiting, working
 from sightline.errors import OutputError, SightlineError
@@ -30,13 +31,8 @@ def run(
     data: Annotated[
         str | None, typer.Option("--data", metavar="DATA", help="Where the pictures are. [default: where they were]")
     ] = None,
-    masks: Annotated[
-        Path | None,
-        typer.Option("--masks", metavar="DIR", help="A mask a picture, of the same name; above 0 is the object."),
-    ] = None,
-    boxes: Annotated[
-        Path | None, typer.Option("--boxes", metavar="FILE", help="A CSV file: image,left,top,right,bottom in pixels.")
-    ] = None,
+    masks: Masks = None,
+    boxes: Boxes = None,
     method: Annotated[
         str | None, typer.Option("--method", metavar="NAME", help="Whose maps. [default: the first]")
     ] = None,

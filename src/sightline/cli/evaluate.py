@@ -15,6 +15,13 @@ from sightline.cli.output import counted, plain, say, tell, waiting
 from sightline.errors import MetricError
 
 DEFAULT_FOLDER = Path("sightline-evaluation")
+Masks = Annotated[
+    Path | None,
+    typer.Option("--masks", metavar="DIR", help="A mask a picture, of the same name; above 0 is the object."),
+]
+Boxes = Annotated[
+    Path | None, typer.Option("--boxes", metavar="FILE", help="A CSV file: image,left,top,right,bottom in pixels.")
+]
 
 
 @takes_a_model
@@ -42,13 +49,8 @@ def run(
             "--labels", metavar="WHICH", help="predictions, folders (their names), or a CSV file: image,label."
         ),
     ] = "predictions",
-    masks: Annotated[
-        Path | None,
-        typer.Option("--masks", metavar="DIR", help="A mask a picture, of the same name; above 0 is the object."),
-    ] = None,
-    boxes: Annotated[
-        Path | None, typer.Option("--boxes", metavar="FILE", help="A CSV file: image,left,top,right,bottom in pixels.")
-    ] = None,
+    masks: Masks = None,
+    boxes: Boxes = None,
     layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help="[default: chosen]")] = None,
     option: Options = None,
     setting: Annotated[

@@ -230,6 +230,15 @@ def _trained(kind: Kind, seed: int, place: Place, steps: int) -> Planted:
         raise ModelError(f"seed is {seed} and steps {steps}; expected a seed of 0 or above and at least 10 steps")
     data = plant(kind, _TRAINING, 2 * seed, place=place)
     x, classes = torch.from_numpy(data.pictures), torch.from_numpy(data.classes)
+    module = _fitted(x, classes, seed, steps)
+    held_out = plant(kind, _HELD_OUT, 2 * seed + 1, place=place)
+    said, unmarked = _said(module, held_out.pictures), _said(module, held_out.unmarked)
+    accuracy = float((said == held_out.classes).mean())
+    return Planted(kind, seed, module, accuracy, float((said != unmarked)[held_out.marked].mean()), held_out)
+
+
+def _fitted(x: Tensor, classes: Tensor, seed: int, steps: int) -> nn.Module:
+    """A network that was trained on pictures (N, 3, SIDE, SIDE), in evaluation mode."""
     # Also for callers who have switched gradients off; and their random numbers stay as they are.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -244,10 +253,7 @@ def _trained(kind: Kind, seed: int, place: Place, steps: int) -> Planted:
             optimiser.step()
             schedule.step()
     module.eval().requires_grad_(False)
-    held_out = plant(kind, _HELD_OUT, 2 * seed + 1, place=place)
-    said, unmarked = _said(module, held_out.pictures), _said(module, held_out.unmarked)
-    accuracy = float((said == held_out.classes).mean())
-    return Planted(kind, seed, module, accuracy, float((said != unmarked)[held_out.marked].mean()), held_out)
+    return module
 
 
 def _said(module: nn.Module, pictures: NDArray[np.float32]) -> NDArray[np.int64]:

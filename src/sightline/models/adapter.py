@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -21,6 +21,9 @@ from sightline.models.twin import submodule, unwrapped
 
 # The name of the layer that is the picture itself, as the model receives it.
 INPUT = "input"
+# What a model does. "" is read off what it returns: (B, K) are classes, (B, K, h, w) segmentation, boxes detection.
+Task = Literal["", "classes", "labels", "regression", "embedding", "segmentation", "detection", "words"]
+TASKS: tuple[str, ...] = get_args(Task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,10 @@ class Adapter:
         notes: what every result made with this model must say, such as "random weights".
         found: what was found out when it was loaded, from where, and what of it is guessed.
         black_box: only its scores are known: it has no layers, weights and gradients.
+        task: what it does; "" is read off what it returns. "labels" are classes that don't exclude each other, a sigmoid each;
+            "words" those of an answer, a log-probability each.
+        prompted: the same model with other texts to tell pictures apart by, where it reads text.
+        settled: the same model made ready for one input (1, C, H, W), where it must see that first, as one that answers in words.
     """
 
     name: str
@@ -58,6 +65,9 @@ class Adapter:
     notes: tuple[str, ...] = ()
     found: tuple[Finding, ...] = ()
     black_box: bool = False
+    task: Task = ""
+    prompted: Callable[[Sequence[str]], Adapter] | None = None
+    settled: Callable[[Tensor], Adapter] | None = None
 
     def label(self, index: int) -> str:
         """The name of a class, "class 7" where names are unknown."""

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.engine.asked import Asked, TargetSpec
 from sightline.engine.attention import WANTED, AttentionCapture, attend
 from sightline.engine.capture import Capture, check_input, finite_images, of_image, of_input, toward
 from sightline.engine.capture import capture as run_once
-from sightline.engine.probe import MEMORY_MB, Budget, Progress, probe
+from sightline.engine.probe import MEMORY_MB, Budget, Progress, Together, probe
 from sightline.engine.rules import Ruled
-from sightline.engine.targets import Asked, TargetSpec, per_image
+from sightline.engine.targets import per_image
 from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError
 from sightline.methods.input_gradients import met
 from sightline.methods.registry import (
@@ -119,13 +120,16 @@ def attribute(
             raise LayerError(
                 f"this capture is of layer {x.layer!r}, not of {layer!r}; capture that one, or leave layer out"
             )
-        seen = [x]
+        seen, levels = [x], False
     else:
         names = layers_for([chosen], adapter, layer)
+        levels = bool(adapter.levels) and names == [None]
+        names = list(adapter.levels) if levels else names
         seen = _under(chosen, adapter, x, []) if names == [INPUT] else run_once(adapter, x, names)
-    asked = per_image(target, adapter, seen[0].output, len(seen[0].activations))
-    captured = toward_all([chosen], seen, asked)
-    (group,) = layer_groups(chosen, len(seen), fuse=True)
+    whole = View.of_input(seen[0].input.shape[-1], seen[0].input.shape[-2])
+    asked = per_image(target, adapter, seen[0].output, len(seen[0].activations), whole)
+    captured = toward_all([chosen], seen, asked, levels)
+    (group,) = layer_groups(chosen, len(captured), fuse=True)
     terms = Terms(options or {}, memory_mb, progress, budget)
     maps = [map_of(chosen, adapter, captured[at], asked, terms) for at in group]
     return fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
@@ -168,6 +172,7 @@ class Terms:
         memory_mb: about how much one forward may need.
         progress: told (done, total) by methods that ask the model again.
         budget: how many pictures the model may be shown.
+        together: targets that are shown the same pictures.
         notes: what the method has to say about its result is appended here.
         where: the layers it looked at, where it chose some.
         details: what there is to see beside the map of one image, by name.
@@ -177,6 +182,7 @@ class Terms:
     memory_mb: float = MEMORY_MB
     progress: Progress | None = None
     budget: Budget = field(default_factory=Budget)
+    together: Together | None = None
     notes: list[str] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
@@ -210,7 +216,15 @@ def map_of(method: Method, adapter: Adapter, captured: Capture, asked: Sequence[
         parts = []
         for image, target in enumerate(asked):
             alone = of_image(captured, image)
-            ask = probe(adapter, alone, target, memory_mb=terms.memory_mb, progress=terms.progress, budget=terms.budget)
+            ask = probe(
+                adapter,
+                alone,
+                target,
+                memory_mb=terms.memory_mb,
+                progress=terms.progress,
+                budget=terms.budget,
+                together=terms.together,
+            )
             parts.append(run(method, alone, terms.options, ask))
             terms.notes.extend(ask.notes)
             terms.details.update(ask.details)
@@ -238,8 +252,12 @@ def _under(method: Method, adapter: Adapter, x: Tensor, notes: list[str]) -> lis
     return [replace(one, rule=rule) for one in seen]
 
 
-def toward_all(methods: Sequence[Method], seen: Sequence[Capture], asked: Sequence[Asked]) -> Sequence[Capture]:
-    """The captures with what the methods need of a target: gradients, the scores alone, or nothing."""
+def toward_all(
+    methods: Sequence[Method], seen: Sequence[Capture], asked: Sequence[Asked], levels: bool = False
+) -> Sequence[Capture]:
+    """The captures with what the methods need of a target: gradients, the scores alone, or nothing; of `levels` those that it reads."""
+    if levels:
+        return toward(seen, asked, some=True)
     needs = {one.needs for one in methods}
     # Tokens of which nothing is read are refused for every method.
     tokens = any(one.layout is not None and one.layout.extra for one in seen)

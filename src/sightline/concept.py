@@ -94,7 +94,7 @@ class Concepts:
         return {
             "image": Path(self.image).name,
             "size": {"width": self.photo.width, "height": self.photo.height},
-            "predictions": [dataclasses.asdict(one) for one in self.predictions],
+            "predictions": [one.record() for one in self.predictions],
             "layer": self.layer,
             "grid": list(self.maps.shape[1:]),
             "missing": self.missing,

@@ -30,10 +30,14 @@ from sightline.attribution import (
 )
 from sightline.concept import Concepts, Evoked
 from sightline.data.images import ImageMeta, Source, read_image
+from sightline.engine.asked import Asked, TargetSpec
+from sightline.engine.boxes import in_order
 from sightline.engine.capture import Capture
 from sightline.engine.capture import capture as run_once
-from sightline.engine.probe import MEMORY_MB, Budget, Progress, probe
-from sightline.engine.targets import Asked, TargetSpec, are_independent, is_normalised, per_image, probabilities, table
+from sightline.engine.probe import MEMORY_MB, Budget, Progress, Together, probe
+from sightline.engine.regions import seen_classes
+from sightline.engine.targets import are_independent, expanded, is_normalised, per_image, probabilities, table
+from sightline.engine.tasks import task_of
 from sightline.errors import (
     LayerError,
     MethodError,
@@ -196,19 +200,24 @@ def compare(
         names = layers_for(chosen, adapter, layer)
         looked = look(image, adapter, layer=INPUT if names == [INPUT] else layer)
         looked = dataclasses.replace(looked, named=layer is not None)
+        adapter = looked.adapter
     seen = looked.captures
-    asked = [per_image(target, adapter, seen[0].output, 1) for target in targets]
-    captures = [toward_all(chosen, seen, one) for one in asked]
+    targets = expanded(targets, adapter, seen[0].output)
+    asked = [per_image(target, adapter, seen[0].output, 1, looked.view) for target in targets]
+    levels = bool(adapter.levels) and len(seen) == len(adapter.levels) and not looked.named
+    captures = [toward_all(chosen, seen, one, levels) for one in asked]
     budget.spend(0 if isinstance(image, Look) else 1)
     found: list[Heatmap] = []
     failed: SightlineError | None = None
     for one in chosen:
         budget.told = None if told is None else partial(told, one.name)
         taken = {name: value for name, value in (options or {}).items() if name in one.options}
-        for group in layer_groups(one, len(seen), fuse):
+        together = Together([target[0] for target in asked]) if one.needs in OUTSIDE and len(asked) > 1 else None
+        for group in [None] if levels else layer_groups(one, len(seen), fuse):
             for of_target, target in zip(captures, asked, strict=True):
-                here = [shown_to(one, of_target[index]) for index in group]
-                terms, before = Terms(taken, memory_mb, progress, budget), budget.spent
+                (own,) = [group] if group is not None else layer_groups(one, len(of_target), fuse=True)
+                here = [shown_to(one, of_target[index]) for index in own]
+                terms, before = Terms(taken, memory_mb, progress, budget, together), budget.spent
                 try:
                     maps = [map_of(one, adapter, capture, target, terms) for capture in here]
                 except (MethodError, MissingExtraError, ModelError) as error:
@@ -220,7 +229,7 @@ def compare(
                     continue
                 if one.needs in WHOLE and looked.named:
                     terms.notes.append(f"{one.name} looks at the whole network, and not at the layer that was named")
-                layers = tuple(seen[index].layer for index in group)
+                layers = tuple(of_target[index].layer for index in own)
                 cost = budget.spent - before
                 origin = Origin(adapter, one, target[0], seen[0].input.cpu(), layers, taken, memory_mb, cost)
                 found.append(_heatmap(origin, looked, here, maps, terms))
@@ -244,12 +253,12 @@ def look(image: Source, model: Model = "bundled", *, layer: str | Sequence[str] 
         raise LayerError(no_layers(adapter))
     photo, meta = read_image(image)
     x, view = input_of(adapter, photo)
-    seen = run_once(
-        adapter,
-        x,
-        sweep(adapter.module, x, adapter.folded, logits=adapter.logits) if layer == "all" else layer_names(layer),
-    )
-    return Look(adapter, photo, meta, view, tuple(seen), predictions_of(adapter, seen[0]), named=layer is not None)
+    if adapter.settled is not None:
+        adapter = adapter.settled(x)
+    names = sweep(adapter.module, x, adapter.folded, logits=adapter.logits) if layer == "all" else layer_names(layer)
+    seen = run_once(adapter, x, list(adapter.levels) if adapter.levels and layer is None else names)
+    said = predictions_of(adapter, seen[0], view=view)
+    return Look(adapter, photo, meta, view, tuple(seen), said, named=layer is not None)
 
 
 def concepts(
@@ -317,18 +326,44 @@ def _possible(chosen: Sequence[Method], adapter: Adapter) -> tuple[list[Method],
     return found, [f"left out, because {adapter.name} is a black box without layers: {others}"] if others else []
 
 
-def predictions_of(adapter: Adapter, seen: Capture, count: int = 10) -> tuple[Prediction, ...]:
-    """What the model says of one image, most probable first; nothing where it is no classifier."""
+def predictions_of(
+    adapter: Adapter, seen: Capture, count: int = 10, view: View | None = None
+) -> tuple[Prediction, ...]:
+    """What the model says of one image, most probable first; nothing where it is no classifier.
+
+    Of a detector its boxes, of a segmentation its classes with their share of the picture, of an answer its words in order.
+    """
+    task = task_of(adapter, seen.output)
+    if task == "detection":
+        return _boxes(adapter, seen, count, view)
+    if task == "segmentation":
+        return tuple(Prediction(at, adapter.label(at), share) for at, share in seen_classes(seen.output)[:count])
+    if task in ("regression", "embedding"):
+        return ()
     try:
-        shares = probabilities(seen.output)[0]
+        shares = probabilities(seen.output, task)[0]
     except SightlineError:
         return ()  # no classifier; its targets are functions
+    if task == "words":
+        return tuple(Prediction(at, adapter.label(at), float(share)) for at, share in enumerate(shares))
     if adapter.labels is not None and len(adapter.labels) != len(shares):
         one = "; a model with one output has one name: what a high score means" if len(shares) == 1 else ""
         raise ModelError(f"{adapter.name} has {len(shares)} classes, and {len(adapter.labels)} labels were given{one}")
     # By the output itself, as the default target is chosen: probabilities round, and then many are equal.
     best = table(seen.output)[0].detach().argsort(descending=True, stable=True)[:count].tolist()
     return tuple(Prediction(index, adapter.label(index), float(shares[index])) for index in best)
+
+
+def _boxes(adapter: Adapter, seen: Capture, count: int, view: View | None) -> tuple[Prediction, ...]:
+    found = seen.output[0]
+    said = []
+    for at in in_order(found)[:count]:
+        corners = found["boxes"][at].tolist()
+        if view is not None:
+            corners = [*view.to_photo(*corners[:2]), *view.to_photo(*corners[2:])]
+        index = int(found["labels"][at])
+        said.append(Prediction(index, adapter.label(index), float(found["scores"][at].detach()), tuple(corners)))
+    return tuple(said)
 
 
 def place_of(method: Method, where: Sequence[str], captures: Sequence[Capture]) -> str:
@@ -349,12 +384,14 @@ def _heatmap(
     adapter, view, captured = looked.adapter, looked.view, captures[-1]
     notes, where = terms.notes, terms.where
     method, asked = origin.method, origin.target
+    if adapter.covers is not None and method.needs not in OF_INPUT:
+        view = dataclasses.replace(view, input=adapter.covers(captured.input))
     raw = fused(method, captures, maps)[0].detach().float().cpu()
     signed = maps[0][0].detach().float().cpu() if len(maps) == 1 else raw
     score = float(captured.scores[0]) if captured.scores is not None else None
-    chance = None
+    chance = asked.chance
     if asked.index is not None:
-        chance = float(probabilities(captured.output)[0, asked.index])
+        chance = float(probabilities(captured.output, task_of(adapter, captured.output))[0, asked.index])
     said, emptiness = cautions(method, adapter, view, asked, looked.predictions, captures, maps, notes)
     whole = method.needs in WHOLE
     chosen = len(captures) == 1 and captured.layer == adapter.layer
@@ -389,6 +426,7 @@ def _heatmap(
         model=adapter.name,
         provenance=adapter.provenance,
         warnings=(*adapter.notes, *said, *looked.meta["notes"]),
+        mark=asked.mark,
         details=terms.details,
         options={**method.options, **terms.options},
         origin=origin,
@@ -432,7 +470,11 @@ def cautions(
     said = [*dict.fromkeys(notes), *common]
     for one, special in zip(captures, about, strict=True):
         said += [f"at layer {one.layer}: {notice}" for notice in special if notice not in common]
-    said += _about_prediction(asked, predictions, captures[-1], gradients=method.needs != "scores")
+    task = task_of(adapter, captures[-1].output)
+    if task == "detection" and asked.chance is not None and asked.chance < 0.5:
+        said.append(f"the model is not sure of this box: its score is {percent(asked.chance)}")
+    if task in ("", "classes"):
+        said += _about_prediction(asked, predictions, captures[-1], gradients=method.needs != "scores")
     said += _about_sight(adapter, view, "" if method.needs in WHOLE else captures[-1].layer)
     return said, min(emptiness)
 

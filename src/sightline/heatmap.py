@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from sightline.attribution import Origin
 from sightline.bundle import png, unicode_text, whole_folder, write_manifest
+from sightline.engine.asked import Mark
 from sightline.engine.probe import Progress
 from sightline.errors import MethodError, MetricError, ModelError, OutputError
 from sightline.metrics.case import case
@@ -24,6 +25,7 @@ from sightline.metrics.measure import Settings, as_mask, asked_again, check_metr
 from sightline.metrics.registry import Measured
 from sightline.models.adapter import INPUT
 from sightline.models.view import View
+from sightline.render.marks import marked
 from sightline.render.overlay import FILLED, Superpixels, Values, hatch, heat, overlay
 from sightline.render.panel import Key, Tile, fitted, percent, sheet
 from sightline.render.plots import Line, curves
@@ -45,11 +47,21 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class that the model named, with its probability in 0..1."""
+    """One class that the model named, with its probability in 0..1.
+
+    Of a segmentation that is the class's share of the picture; of a detector `box` is (left, top, right, bottom) in pixels of the
+    photograph.
+    """
 
     index: int
     label: str
     probability: float
+    box: tuple[float, ...] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        found = {"index": self.index, "label": self.label, "probability": self.probability}
+        return found if self.box is None else {**found, "box": [round(one, 1) for one in self.box]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +82,7 @@ class Heatmap:
         layer: where the map was made; `layer_reason` why there.
         predictions: what the model says, most probable first.
         model: its name; `provenance` where its weights and preprocessing come from.
+        mark: what of the photograph the target is about: a box, a point, a region, another picture, a word.
         warnings: what limits this map, in sentences.
         details: what its method found beside the map, by name: "residual" of a map that should sum to the score, "standard error",
             "segments"; numbers and arrays.
@@ -95,6 +108,7 @@ class Heatmap:
     predictions: tuple[Prediction, ...]
     model: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    mark: Mark | None = None
     warnings: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -143,9 +157,10 @@ class Heatmap:
         photo, values = self._small()
         colours = heat(values, self.scale, signed=self.signed, colormap=colormap)
         tiles = [
-            Tile(photo, "photograph", self._size_note()),
+            Tile(marked(photo, self.mark, self.view), "photograph", self._size_note()),
             Tile(hatch(colours, photo, values), "heat map"),
             Tile(_tile(self, style, colormap), "overlay"),
+            *_compared_with([self]),
         ]
         rows = [tiles]
         if ERROR in self.details:
@@ -157,11 +172,10 @@ class Heatmap:
         if (curve := self.curve()) is not None:
             half = (curve.width // 2, curve.height // 2)
             rows.append([Tile(curve.resize(half, Image.Resampling.LANCZOS), "")])
-        says = ", ".join(f"{one.label} {percent(one.probability)}" for one in self.predictions[:3])
         return sheet(
             rows,
             heading=f"{Path(self.image).name}: {self.title()}",
-            captions=[f"The model says: {says}", self.caption(), *_about_style([self], style), *_about_signs([self])],
+            captions=[*_says(self), self.caption(), *_about_style([self], style), *_about_signs([self])],
             warnings=self.warnings,
             keys=[_key(self, colormap)],
         )
@@ -376,12 +390,12 @@ def side_by_side(
         lines[0].insert(0, Tile(photo, "photograph", first._size_note()))
         for line in lines[1:]:  # empty, so that the columns stay under each other
             line.insert(0, Tile(Image.new("RGB", photo.size, "white"), ""))
-    says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:3])
+    lines[0] += _compared_with(shown)
     return sheet(
         lines,
         heading=Path(first.image).name if len(photos) == 1 else f"{len(photos)} photographs",
         captions=[
-            *([f"The model says: {says}"] if len(photos) == 1 else []),
+            *(_says(first) if len(photos) == 1 else []),
             f"Model {first.model}; {_grids_of(shown)}; "
             + (
                 f"maps in the same unit at one layer share one scale{_at_input(shown)}"
@@ -499,7 +513,7 @@ def manifest(
         "schema": SCHEMA,
         "image": Path(first.image).name,
         "size": {"width": first.photo.width, "height": first.photo.height},
-        "predictions": [dataclasses.asdict(one) for one in first.predictions],
+        "predictions": [one.record() for one in first.predictions],
         "maps": [
             {
                 **record,
@@ -536,6 +550,25 @@ def _plain(value: Any) -> Any:
 
 def _layers(heatmaps: Sequence[Heatmap]) -> int:
     return len({one.layer for one in heatmaps})
+
+
+def _says(one: Heatmap) -> list[str]:
+    """What the model says, and the whole answer of which a word is explained."""
+    answer = one.mark.text if one.mark is not None else ""
+    if answer:
+        return [f'The model answers: "{answer}"']
+    says = ", ".join(f"{said.label} {percent(said.probability)}" for said in one.predictions[:3])
+    return [f"The model says: {says}"] if says else []
+
+
+def _compared_with(shown: Sequence[Heatmap]) -> list[Tile]:
+    """The other pictures that targets are about."""
+    found = {id(one.mark.picture): one for one in shown if one.mark is not None and one.mark.picture is not None}
+    return [
+        Tile(fitted(one.mark.picture), "compared with", one.label)
+        for one in found.values()
+        if one.mark and one.mark.picture
+    ]
 
 
 def _about_style(shown: Sequence[Heatmap], style: str | None) -> list[str]:
@@ -653,7 +686,8 @@ def _laid(one: Heatmap, photo: Image.Image, values: Values, style: str | None, c
     """The map on a photograph of any size, its values placed on that."""
     style = style or one.style
     pieces = _superpixels(one, photo.size) if style == "superpixels" else None
-    return overlay(photo, values, one.scale, style=style, signed=one.signed, colormap=colormap, superpixels=pieces)
+    drawn = overlay(photo, values, one.scale, style=style, signed=one.signed, colormap=colormap, superpixels=pieces)
+    return marked(drawn, one.mark, one.view)
 
 
 def _superpixels(one: Heatmap, size: tuple[int, int]) -> Superpixels:

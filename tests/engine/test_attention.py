@@ -14,8 +14,9 @@ import sightline
 from conftest import CLASSES as TINY
 from conftest import Plain, assert_close, assert_untouched, images, seeded
 from made_transformers import CLASSES, Attention, Block, TinyViT, exposed, pictures, seen_in_timm, spread, tiny_vit
+from sightline.engine.asked import Asked
 from sightline.engine.attention import WANTED, attend
-from sightline.engine.targets import Asked, per_image
+from sightline.engine.targets import per_image
 from sightline.errors import MethodError, ModelError, NonFiniteError, TargetError
 from sightline.models.adapter import Adapter, adapt
 

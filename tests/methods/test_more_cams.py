@@ -17,10 +17,11 @@ import sightline
 from conftest import CLASSES, Dense, Flat, Plain, Residual, Wrapped, assert_untouched, by_autograd, images, seeded
 from oracles_more import MORE_ORACLES
 from sightline import adapt, attribute, combine, log_probability, margin
+from sightline.engine.asked import Asked
 from sightline.engine.capture import capture as capture_layers
 from sightline.engine.capture import toward
 from sightline.engine.probe import probe
-from sightline.engine.targets import Asked, class_logit, resolve
+from sightline.engine.targets import class_logit, resolve
 from sightline.errors import LayerError, MethodError, SightlineError
 from sightline.methods import list_methods
 from sightline.methods.factorise import factorise

@@ -30,9 +30,10 @@ from conftest import assert_close, cheap, trace
 from sightline import adapt, attribute, explain, load_model
 from sightline.cli import main
 from sightline.cli.doctor import DEMO
+from sightline.engine.asked import Asked
 from sightline.engine.attention import WANTED
 from sightline.engine.decompose import decompose
-from sightline.engine.targets import Asked, class_logit
+from sightline.engine.targets import class_logit
 from sightline.errors import LayerError, MissingExtraError, ModelError, WeightsError
 from sightline.methods.registry import find
 from sightline.models import keras_file

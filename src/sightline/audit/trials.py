@@ -228,7 +228,7 @@ def run_trials(
     shown: dict[int, list[Shown]] = defaultdict(list)
     for arms in plan:
         one = candidates[arms.candidate]
-        chance = probability_like(index[one.of], first)
+        chance = probability_like(index[one.of], first, adapter.task)
         sides = []
         for which in (0, 1):
             answers: list[Tensor] = []

@@ -34,8 +34,8 @@ from sightline.batch.summary import write_summary
 from sightline.batch.verification import items_digest
 from sightline.batch.work import LABEL, PREDICTED, TOP3, Ask, Fitting, rows_of
 from sightline.data.sets import Source, find_items
+from sightline.engine.asked import TargetSpec
 from sightline.engine.probe import MEMORY_MB
-from sightline.engine.targets import TargetSpec
 from sightline.errors import ImageError, MethodError, MetricError, OutputError, TargetError
 from sightline.identity import identity
 from sightline.methods.registry import Function, Method, check_options, check_possible, default, find

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from sightline.attribution import Origin, Terms, fused, layers_for, map_of, toward_all
 from sightline.batch.decode import Failure, Picture
+from sightline.engine.asked import Asked, TargetSpec
 from sightline.engine.attention import WANTED
 from sightline.engine.capture import Capture, of_image
 from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB
-from sightline.engine.targets import Asked, TargetSpec, probabilities, resolve, table
+from sightline.engine.targets import probabilities, resolve, table
 from sightline.errors import NonFiniteError, SightlineError, TargetError
 from sightline.flow import cautions, place_of, predictions_of
 from sightline.heatmap import Prediction
@@ -237,9 +238,7 @@ def _batch(pictures: Sequence[Picture], labels: Sequence[str | None], ask: Ask) 
             wanted.append(_wanted(ask.targets, adapter, seen, image, label))
         except TargetError as error:
             wanted.append(Failure("target", type(error).__name__, str(error)))
-    found: list[dict[str, Any]] = [
-        {"predictions": [dataclasses.asdict(one) for one in each], "maps": []} for each in said
-    ]
+    found: list[dict[str, Any]] = [{"predictions": [one.record() for one in each], "maps": []} for each in said]
     for rank in range(max((len(one) for one in wanted if isinstance(one, list)), default=0)):
         asked = [one[min(rank, len(one) - 1)] if isinstance(one, list) else _any(seen, adapter) for one in wanted]
         for method in ask.methods:
@@ -356,7 +355,7 @@ def _entry(
         notices.append(f"stored as means, {shape[0]}x{shape[1]} of {raw.shape[0]}x{raw.shape[1]}")
     scale = float(small.abs().max())
     heat = (small / scale if scale > 0 else small).half()
-    chance = None if target.index is None else float(probabilities(captured.output)[0, target.index])
+    chance = None if target.index is None else float(probabilities(captured.output, adapter.task)[0, target.index])
     return {
         "method": method.name,
         "target": target.index,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import json
 import os
@@ -360,10 +359,10 @@ def _say_json(
     for number, (one, names) in enumerate(zip(found, file_names(found, bool(cards)), strict=True), 1):
         files = {kind: str(place / name) for kind, name in names.items()}
         maps.append(one.record(files) | ({"trust": cards[number - 1].record()} if cards else {}))
-    line = {
+    line: dict[str, Any] = {
         "image": str(image),
         "size": {"width": first.photo.width, "height": first.photo.height},
-        "predictions": [dataclasses.asdict(one) for one in first.predictions[:top]],
+        "predictions": [one.record() for one in first.predictions[:top]],
         "maps": maps,
     }
     if agreements:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from sightline.engine.asked import Asked
 from sightline.engine.capture import check_input, fed, finite_images
 from sightline.engine.lean import lean
-from sightline.engine.targets import NO_GRADIENT, Asked, score_of
+from sightline.engine.targets import NO_GRADIENT, score_of
 from sightline.errors import MethodError, ModelError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.grids import Layout, mixed

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from sightline.engine.asked import Asked
 from sightline.engine.lean import lean
-from sightline.engine.targets import Asked, score_of
+from sightline.engine.targets import score_of
 from sightline.errors import LayerError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import INPUT, Adapter, no_layers
 from sightline.models.grids import Layout
@@ -95,8 +96,12 @@ def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,))
     return [_captured(adapter, name, seen, output, x) for name in names]
 
 
-def toward(captures: Sequence[Capture], asked: Sequence[Asked], gradients: bool = True) -> list[Capture]:
+def toward(
+    captures: Sequence[Capture], asked: Sequence[Asked], gradients: bool = True, some: bool = False
+) -> list[Capture]:
     """The captures with scores and, unless left out, gradients for one target per image; costs one backward through the head.
+
+    With `some`, layers of which the score reads nothing are left out, if there are others.
 
     Raises:
         TargetError: the target fails, or gives something else than a score per image.
@@ -130,8 +135,11 @@ def toward(captures: Sequence[Capture], asked: Sequence[Asked], gradients: bool 
                 f"no gradient can be taken back to layer {captures[0].layer!r}: {error}. Gradient checkpointing and in-place "
                 "changes of the output do this; switch them off"
             ) from error
+    pairs = list(zip(captures, found, strict=True))
+    if some:
+        pairs = [(one, gradient) for one, gradient in pairs if gradient is not None and gradient.any()] or pairs[-1:]
     result = []
-    for one, gradient in zip(captures, found, strict=True):
+    for one, gradient in pairs:
         if gradient is None:
             raise LayerError(
                 f"the score doesn't depend on layer {one.layer!r}: it doesn't lie on the way, or gradient checkpointing hides it (switch that off)"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline._quiet import quiet
-from sightline.engine.targets import NO_GRADIENT, Asked, score_of
+from sightline.engine.asked import Asked
+from sightline.engine.targets import NO_GRADIENT, score_of
 from sightline.errors import ModelError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.twin import isolated, twin

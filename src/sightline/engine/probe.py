@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sightline.data.images import read_image
+from sightline.engine.asked import Asked, Target, TargetSpec
 from sightline.engine.attention import AttentionCapture, InSteps, Wanted, attend
 from sightline.engine.capture import Capture, capture, check_input, fed, joint_of, toward
 from sightline.engine.decompose import Parts, decompose
 from sightline.engine.rules import Ruled
-from sightline.engine.targets import NO_GRADIENT, Asked, Target, TargetSpec, resolve, score_of, table
+from sightline.engine.targets import NO_GRADIENT, resolve, score_of, table
 from sightline.errors import MethodError, ModelError, NonFiniteError, SightlineError, TargetError
 from sightline.models.adapter import Adapter, like_weights
 from sightline.models.grids import Layout
@@ -38,7 +40,7 @@ class Probe:
     Attributes:
         asked: the target.
         resolve: what a user calls a class -> the class, as for a target.
-        score: images (N, C, H, W) -> scores (N,); optionally of another target, and in bfloat16.
+        score: images (N, C, H, W) -> scores (N,); optionally of another target, in bfloat16, or how `alike` what is found is.
         output: images (N, C, H, W) -> what the model returns for them, logits (N, K).
         score_head: what-if outputs of the layer (N, C, h, w) -> scores (N,), with the trunk run on the one image.
         output_head: the same -> what the model returns, as `Adapter.logits` gives it.
@@ -91,6 +93,7 @@ def probe(
     memory_mb: float = MEMORY_MB,
     progress: Progress | None = None,
     budget: Budget | None = None,
+    together: Together | None = None,
 ) -> Probe:
     """Permission to ask `adapter` again about the one image of a capture.
 
@@ -101,6 +104,7 @@ def probe(
         memory_mb: what one forward may need above what is there; an estimate from the sizes of input and grid.
         progress: told (done, total) while a method asks many questions.
         budget: how many pictures the model may be shown.
+        together: the other targets for which the same pictures will be shown.
     """
     x, layer = seen.input, seen.layer
     form = seen.layout or Layout("maps", (seen.activations.shape[2], seen.activations.shape[3]))
@@ -152,9 +156,21 @@ def probe(
         batch = gradient_batch = 1
         return found
 
-    def score(images: Tensor, target: Target | None = None, bfloat16: bool = False) -> Tensor:
+    def score(images: Tensor, target: Target | None = None, bfloat16: bool = False, alike: bool = False) -> Tensor:
+        if together is not None and target is None and not bfloat16:
+            return together.scores(asked, images, alike, of_all)
+        if alike:
+            target = asked.alike or asked.score
         with isolated(x), torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             return torch.cat(in_parts(images, lambda part: scored(run(plain, part), len(part), target).to(x.dtype)))
+
+    def of_all(images: Tensor, targets: Sequence[Target]) -> Tensor:
+        def each(part: Tensor) -> Tensor:
+            output = run(plain, part)
+            return torch.stack([scored(output, len(part), one).to(x.dtype) for one in targets])
+
+        with isolated(x), torch.no_grad():
+            return torch.cat(in_parts(images, each), dim=1)
 
     def score_head(grids: Tensor) -> Tensor:
         with isolated(x), torch.no_grad():
@@ -300,7 +316,7 @@ def probe(
 
     def steps(fitting: int, pictures: bool = True) -> Callable[..., Iterator[slice]]:
         def cut(total: int, size: int = fitting) -> Iterator[slice]:
-            if pictures:
+            if pictures and not (together is not None and together.known):
                 spent.plan(total)
             for start in range(0, total, size):
                 if progress is not None:
@@ -332,6 +348,29 @@ def probe(
         gradient_steps=steps(gradient_batch),
         head_steps=steps(head_batch, pictures=False),
     )
+
+
+@dataclass(eq=False)
+class Together:
+    """The targets of one picture for which a method shows the model the same other pictures: these are run once for all.
+
+    Attributes:
+        asked: the targets.
+        known: the scores (targets, images) of each batch of pictures that was shown.
+    """
+
+    asked: Sequence[Asked]
+    known: dict[tuple[bytes, bool], Tensor] = field(default_factory=dict)
+
+    def scores(
+        self, one: Asked, images: Tensor, alike: bool, run: Callable[[Tensor, Sequence[Target]], Tensor]
+    ) -> Tensor:
+        """The scores (N,) of one target."""
+        pixels = images.detach().contiguous().cpu()
+        key = blake2b(memoryview(pixels.view(torch.uint8).numpy()), digest_size=16).digest(), alike
+        if key not in self.known:
+            self.known[key] = run(images, [(one.alike if alike else None) or one.score for one in self.asked])
+        return self.known[key][next(at for at, each in enumerate(self.asked) if each is one)]
 
 
 @dataclass

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.errors import TargetError, did_you_mean
+from sightline.engine import boxes, regions
+from sightline.engine.asked import Asked, Mark, Target, TargetSpec
+from sightline.engine.tasks import checked_index, class_index, refuse, task_of
+from sightline.errors import TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.outputs import described, taking
+from sightline.models.view import View
 
-Target = Callable[[Any], Tensor]
-TargetSpec = int | str | Target | None
 NO_GRADIENT = "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One target made ready: its score function, and the class index (None for other scores) and name to show."""
-
-    score: Target
-    index: int | None
-    label: str
 
 
 def class_logit(index: int) -> Target:
@@ -57,8 +49,8 @@ def margin(of: int | str | None, over: int | str) -> Target:
     def unnamed(_output: Any) -> Tensor:
         raise TargetError("a margin by names needs a model that knows them; give numbers")
 
-    def resolved(adapter: Adapter, output: Any, image: int) -> Asked:
-        one, other = (resolve(spec, adapter, output, image) for spec in (of, over))
+    def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        one, other = (resolve(spec, adapter, output, image, view) for spec in (of, over))
         if one.index is None or other.index is None or one.index == other.index:
             raise TargetError(f"a margin needs two different classes, not {one.label!r} and {other.label!r}")
         return Asked(difference(one.index, other.index), None, f"{one.label} rather than {other.label}")
@@ -67,34 +59,158 @@ def margin(of: int | str | None, over: int | str) -> Target:
     return unnamed
 
 
-def log_probability(index: int) -> Target:
-    """Natural logarithm of a class's softmax probability."""
-    _check_index(index)
+def log_probability(of: int | str | None) -> Target:
+    """Natural logarithm of a class's probability: softmax over classes, a sigmoid for one output or for labels of their own."""
 
-    def score(output: Any) -> Tensor:
+    def score(index: int, independent: bool) -> Target:
+        def log(output: Any) -> Tensor:
+            logits = table(output)
+            # A model with its softmax inside has returned probabilities already.
+            if is_normalised(logits):
+                return logits.clamp_min(1e-30)[:, index].log()
+            if independent or logits.shape[1] == 1:
+                return torch.nn.functional.logsigmoid(logits)[:, index]
+            return logits.log_softmax(dim=1)[:, index]
+
+        log.__name__ = f"log-probability of class {index}"
+        return log
+
+    return _of_class(of, "log-probability of", score)
+
+
+def probability(of: int | str | None) -> Target:
+    """Probability of a class; its gradient vanishes near 1, where `log_probability` is better."""
+
+    def score(index: int, independent: bool) -> Target:
+        def chance(output: Any) -> Tensor:
+            logits = table(output)
+            if is_normalised(logits):
+                return logits[:, index]
+            return (logits.sigmoid() if independent or logits.shape[1] == 1 else logits.softmax(dim=1))[:, index]
+
+        chance.__name__ = f"probability of class {index}"
+        chance.is_probability = True  # type: ignore[attr-defined]
+        return chance
+
+    return _of_class(of, "probability of", score)
+
+
+def _of_class(of: int | str | None, what: str, score: Callable[[int, bool], Target]) -> Target:
+    """A function of one class: ready where its number is known, else once there is a model."""
+    if isinstance(of, int):
+        _check_index(of)
+
+    def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        one = resolve(of, adapter, output, image, view)
+        if one.index is None:
+            refuse(adapter, output, f"{what} a class")
+        return Asked(score(one.index, task_of(adapter, output) == "labels"), None, f"{what} {one.label}")
+
+    def plain(output: Any) -> Tensor:
+        if not isinstance(of, int):
+            raise TargetError(f"the {what} a name needs a model that knows it; give its number")
+        return score(of, False)(output)
+
+    if isinstance(of, int):
+        known = score(of, False)
+        plain.__name__ = known.__name__
+        plain.is_probability = getattr(known, "is_probability", False)  # type: ignore[attr-defined]
+    plain.resolved = resolved  # type: ignore[attr-defined]
+    return plain
+
+
+def binary(positive: bool = True) -> Target:
+    """The one logit of a model that says yes or no: for it, or with `positive=False` against it."""
+
+    def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        task = task_of(adapter, output)
+        if task not in ("classes", "labels") or table(output).shape[1] != 1:
+            refuse(adapter, output, "for and against, which are of models with one logit")
+        label = adapter.label(0)
+        return Asked(yes_or_no, 0 if positive else None, label if positive else f"against {label}")
+
+    def yes_or_no(output: Any) -> Tensor:
         logits = table(output)
-        # A model with its softmax inside has returned probabilities already.
-        if is_normalised(logits):
-            return logits.clamp_min(1e-30)[:, index].log()
-        return (torch.nn.functional.logsigmoid(logits) if logits.shape[1] == 1 else logits.log_softmax(dim=1))[:, index]
+        if logits.shape[1] != 1:
+            raise TargetError(f"for and against are of models with one logit; this one has {logits.shape[1]}")
+        return logits[:, 0] if positive else -logits[:, 0]
 
-    score.__name__ = f"log-probability of class {index}"
-    return score
+    yes_or_no.resolved = resolved  # type: ignore[attr-defined]
+    yes_or_no.__name__ = "for" if positive else "against"
+    return yes_or_no
 
 
-def probability(index: int) -> Target:
-    """Softmax probability of a class; its gradient vanishes near 1, where `log_probability` is better."""
+def regression(of: int | str | None = None, *, up: bool = True) -> Target:
+    """A value that the model gives: what raises it, or with `up=False` what lowers it."""
+    if isinstance(of, int):
+        _check_index(of)
 
-    def score(output: Any) -> Tensor:
-        logits = table(output)
-        if is_normalised(logits):
-            return logits[:, index]
-        return (logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1))[:, index]
+    def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        if task_of(adapter, output) not in ("classes", "labels", "regression"):
+            refuse(adapter, output, "value that goes up and down")
+        values = table(output)
+        count = values.shape[1]
+        if of is None and count > 1:
+            names = ", ".join(adapter.label(index) for index in range(min(count, 5)))
+            raise TargetError(f"{adapter.name} gives {count} values ({names}); say which: up:NAME or down:NUMBER")
+        index = _numbered(of or 0, adapter, count)
+        name = adapter.label(index) if adapter.labels else "value" if count == 1 else f"value {index}"
+        value = float(values[image, index])
+        return Asked(_signed(index, up), None, f"{name} {'up' if up else 'down'} (now {value:.4g})")
 
-    _check_index(index)
-    score.__name__ = f"probability of class {index}"
-    score.is_probability = True  # type: ignore[attr-defined]
-    return score
+    def plain(output: Any) -> Tensor:
+        if isinstance(of, str):
+            raise TargetError("a value by its name needs a model that knows it; give its number")
+        return _signed(of or 0, up)(output)
+
+    plain.resolved = resolved  # type: ignore[attr-defined]
+    plain.__name__ = f"value {of or 0} {'up' if up else 'down'}"
+    return plain
+
+
+def _signed(index: int, up: bool) -> Target:
+    return lambda output: table(output)[:, index] if up else -table(output)[:, index]
+
+
+def above(share: float = 0.5) -> Target:
+    """Stands for several targets at once, for `compare`: every label, or every box, that the model gives at least this probability."""
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise TargetError(f"above {share!r}; expected a probability, 0 to 1")
+
+    def every(adapter: Adapter, output: Any) -> list[TargetSpec]:
+        task = task_of(adapter, output)
+        found: list[TargetSpec] = []
+        if task == "detection":
+            scores = output[0]["scores"].detach()
+            found = [boxes.instance(number) for number in range(1, int((scores >= share).sum()) + 1)]
+        elif task == "segmentation":
+            found = [regions.segment(index) for index, part in regions.seen_classes(output) if part >= share]
+        elif task in ("classes", "labels"):
+            shares = probabilities(output, task)[0]
+            order = shares.argsort(descending=True, stable=True)
+            found = [int(index) for index in order if shares[index] >= share]
+        else:
+            refuse(adapter, output, "probabilities to be above of")
+        if not found:
+            raise TargetError(f"the model gives nothing a probability of {share:g} or more; ask for less, or by name")
+        return found
+
+    def unresolved(_output: Any) -> Tensor:
+        raise TargetError(
+            "`above` stands for several targets; give it to sightline.compare, which shows them side by side"
+        )
+
+    unresolved.every = every  # type: ignore[attr-defined]
+    return unresolved
+
+
+def expanded(targets: Sequence[TargetSpec], adapter: Adapter, output: Any) -> list[TargetSpec]:
+    """The targets, with each in place of those that stands for several."""
+    found: list[TargetSpec] = []
+    for one in targets:
+        every = getattr(one, "every", None)
+        found += [one] if every is None else every(adapter, output)
+    return found
 
 
 def table(output: Any) -> Tensor:
@@ -109,28 +225,27 @@ def table(output: Any) -> Tensor:
     return output
 
 
-def probabilities(output: Any) -> Tensor:
-    """(B, K) in 0..1: softmax over classes; sigmoid for one logit; the output itself if it is probabilities already."""
-    logits = table(output).detach().float()
-    if logits.shape[1] == 1:
-        return logits.sigmoid()
-    if is_normalised(logits) or are_independent(logits):
-        return logits
-    return logits.softmax(dim=1)
+def probabilities(output: Any, task: str = "") -> Tensor:
+    """(B, K) in 0..1: softmax over classes; sigmoid for one logit and for labels; the output itself if it is probabilities already."""
+    return _as_probabilities(table(output).detach().float(), None, task)
 
 
-def probability_like(index: int, first: Any) -> Target:
+def probability_like(index: int, first: Any, task: str = "") -> Target:
     """The probability of a class, read off every output as off the first: `probabilities` decides anew for each."""
-    logits = table(first).detach()
-    inside = logits.shape[1] > 1 and (is_normalised(logits) or are_independent(logits))
+    inside = _are_probabilities(table(first).detach())
+    return lambda output: _as_probabilities(table(output), inside, task)[:, index]
 
-    def score(output: Any) -> Tensor:
-        found = table(output)
-        if inside:
-            return found[:, index]
-        return (found.sigmoid() if found.shape[1] == 1 else found.softmax(dim=1))[:, index]
 
-    return score
+def _as_probabilities(logits: Tensor, inside: bool | None, task: str) -> Tensor:
+    if task == "words":
+        return logits.exp()
+    if _are_probabilities(logits) if inside is None else inside:
+        return logits
+    return logits.sigmoid() if task == "labels" or logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    return logits.shape[1] > 1 and (is_normalised(logits) or are_independent(logits))
 
 
 def is_normalised(logits: Tensor) -> bool:
@@ -143,62 +258,64 @@ def are_independent(logits: Tensor) -> bool:
     return logits.shape[1] >= 10 and bool(((logits >= 0) & (logits <= 1)).all()) and not is_normalised(logits)
 
 
-def resolve(spec: TargetSpec, adapter: Adapter, output: Any, image: int = 0) -> Asked:
-    """Makes ready what the user asked for: None is the predicted class of this image; an index, a name or a function.
+def resolve(spec: TargetSpec, adapter: Adapter, output: Any, image: int = 0, view: View | None = None) -> Asked:
+    """Makes ready what the user asked for: None is what the model says of this image first; an index, a name or a function.
+
+    Places on the photograph need its view.
 
     Raises:
         TargetError: no such class, or a name that several share; the nearest are listed.
     """
     if callable(spec):
         if (named := getattr(spec, "resolved", None)) is not None:
-            return cast(Asked, named(adapter, output, image))
+            return cast(Asked, named(adapter, output, image, view))
         return Asked(spec, None, getattr(spec, "__name__", "own target").strip("<>"))
-    classes = table(output).shape[1]
-    if spec is None:
-        index = int(table(output)[image].argmax())
-    elif isinstance(spec, str):
-        index = class_index(spec, adapter, classes)
-    elif hasattr(spec, "__index__") and not isinstance(spec, bool) and not isinstance(spec, Tensor):
-        index = operator.index(spec)
-        if not 0 <= index < classes:
-            raise TargetError(f"class {index} is outside 0 to {classes - 1} of {adapter.name}")
-    else:
+    if hasattr(spec, "__index__") and not isinstance(spec, bool) and not isinstance(spec, Tensor):
+        spec = operator.index(cast(Any, spec))
+    elif spec is not None and not isinstance(spec, str):
         raise TargetError(
             f"{spec!r} is no target; expected a class index, a class name, a function, or None for the prediction"
         )
-    return Asked(class_logit(index), index, adapter.label(index))
+    task = task_of(adapter, output)
+    if task == "detection":
+        return boxes.surest(spec, adapter, output, image, view)
+    if task == "segmentation":
+        named = regions.segment(spec)
+        return cast(Asked, named.resolved(adapter, output, image, view))  # type: ignore[attr-defined]
+    if task == "regression":
+        named = regression(spec)
+        return cast(Asked, named.resolved(adapter, output, image, view))  # type: ignore[attr-defined]
+    if task == "embedding":
+        refuse(adapter, output, "class")
+    if task == "words" and spec is None:
+        words = " ".join(adapter.labels or ())
+        chance = float(table(output)[image].detach().double().sum().exp())
+        return Asked(lambda output: table(output).sum(dim=1), None, words, chance=chance, mark=Mark(text=words))
+    classes = table(output).shape[1]
+    index = int(table(output)[image].argmax()) if spec is None else _numbered(spec, adapter, classes)
+    mark = _word(adapter, index) if task == "words" else None
+    return Asked(class_logit(index), index, adapter.label(index), mark=mark)
 
 
-def class_index(name: str, adapter: Adapter, classes: int) -> int:
-    """The class of this name: exact without case, else a unique part of a name, else its number; never a guess."""
-    labels = (adapter.labels or ())[:classes]
+def _numbered(spec: int | str, adapter: Adapter, classes: int) -> int:
+    if isinstance(spec, str):
+        return class_index(spec, adapter, classes)
+    return checked_index(spec, adapter, classes)
 
-    def spelled(text: str) -> str:
-        return text.strip().lower().replace("_", " ")  # as folders and files are named
 
-    wanted = spelled(name)
-    exact = [index for index, label in enumerate(labels) if spelled(label) == wanted]
-    if not exact and wanted.isdecimal() and len(wanted) < 10 and int(wanted) < classes:
-        return int(wanted)
-    found = exact or [index for index, label in enumerate(labels) if wanted and wanted in spelled(label)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        shown = ", ".join(f"{labels[index]!r} ({index})" for index in found[:8]) + (", ..." if found[8:] else "")
-        raise TargetError(f"{name!r} fits {len(found)} classes: {shown}. Give a whole name or the number")
-    if not labels:
-        raise TargetError(
-            f"there is no class {name[:100]!r} in {adapter.name}, which has no class names; give a number from 0 to {classes - 1}, "
-            "or its names: --class-names FILE (labels=[...])"
-        )
-    name = name if len(name) <= 100 else f"{name[:97]}..."
-    raise TargetError(
-        f"{adapter.name} has no class {name!r}.{did_you_mean(name, labels, count=5)} Expected a name, a unique part of one, or a number from 0 to {classes - 1}"
-    )
+def _word(adapter: Adapter, index: int) -> Mark:
+    words = adapter.labels or ()
+    before = " ".join(words[:index])
+    start = len(before) + (1 if before else 0)
+    return Mark(text=" ".join(words), words=(start, start + len(adapter.label(index))))
 
 
 def per_image(
-    target: TargetSpec | Sequence[TargetSpec] | Tensor, adapter: Adapter, output: Any, batch: int
+    target: TargetSpec | Sequence[TargetSpec] | Tensor,
+    adapter: Adapter,
+    output: Any,
+    batch: int,
+    view: View | None = None,
 ) -> list[Asked]:
     """One target for each image of a batch; a list must hold exactly as many as there are images."""
     if isinstance(target, Tensor | np.ndarray):
@@ -207,11 +324,13 @@ def per_image(
         target = list(target)
     if not isinstance(target, list | tuple):
         if target is None or hasattr(target, "resolved"):  # may be another for each image
-            return [resolve(cast(TargetSpec, target), adapter, output, image) for image in range(batch)]
-        return [resolve(cast(TargetSpec, target), adapter, output)] * batch
+            return [resolve(cast(TargetSpec, target), adapter, output, image, view) for image in range(batch)]
+        if task_of(adapter, output) not in ("segmentation", "detection"):  # where it is about places of one image
+            return [resolve(cast(TargetSpec, target), adapter, output, view=view)] * batch
+        return [resolve(cast(TargetSpec, target), adapter, output, image, view) for image in range(batch)]
     if len(target) != batch:
         raise TargetError(f"{len(target)} targets for {batch} images; give one target for all, or exactly one an image")
-    return [resolve(cast(TargetSpec, spec), adapter, output, image) for image, spec in enumerate(target)]
+    return [resolve(cast(TargetSpec, spec), adapter, output, image, view) for image, spec in enumerate(target)]
 
 
 def score_of(asked: Sequence[Asked], output: Any, batch: int) -> Tensor:

@@ -91,7 +91,7 @@ def measured_picture(item: Item, ask: Ask, told: Told | None = None) -> dict[str
         maps[method.name] = shown
     for name, heat in _references(about, mask, looked, seed_of(item.name, ask.seed)).items():
         values[name] = _measured(heat, ask, no_mask, boxed=bool(item.boxes))
-    shares = probabilities(seen.output)[0]
+    shares = probabilities(seen.output, ask.adapter.task)[0]
     first = looked.predictions[0] if looked.predictions else None
     return {
         "target": target.index,

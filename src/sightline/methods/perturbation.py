@@ -106,6 +106,51 @@ def rise(
     about 1 everywhere: it shows a model that answers the same to everything as a bright picture, where ours is exactly 0. The authors'
     code mirrors the grid at its border, where ours goes on with the outermost cell.
     """
+    return _by_masks(capture, probe, samples, grid, kept, baseline, seed)
+
+
+@method("d-rise", needs="scores", signed=True, reference="Petsiuk et al. 2021, arXiv:2006.03204, sections 3.2 and 3.3")
+def d_rise(
+    capture: Capture,
+    probe: Probe,
+    *,
+    samples: int = 5000,
+    grid: int = 16,
+    kept: float = 0.5,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Which places a detector needs to find one box again, over thousands of random soft masks; asks for nothing but boxes.
+
+    Formula: as rise, where f is how much the likest of the boxes found in the masked picture is like the explained one: overlap
+    (intersection over union) times the cosine of their class probabilities times objectness. All boxes of a picture share one
+    set of masks. For other targets f is the score.
+
+    Args:
+        samples: N, how many masks.
+        grid: cells along each side of a mask.
+        kept: p, the probability that a cell is left as it is.
+        baseline: what shows where a mask hides, as for rise.
+        seed: of the masks and of a random baseline.
+
+    Differs: of a detector that gives one score for each box and no other probabilities (torchvision's), boxes of the same class
+    have cosine 1 and others 0, and the score is the objectness. As in rise, the mean is subtracted, where the authors show the plain
+    weighted sum, which has the same order.
+    """
+    return _by_masks(capture, probe, samples, grid, kept, baseline, seed, alike=True)
+
+
+def _by_masks(
+    capture: Capture,
+    probe: Probe,
+    samples: int,
+    grid: int,
+    kept: float,
+    baseline: Baseline,
+    seed: int,
+    alike: bool = False,
+) -> Tensor:
+    """The map of `rise`, and what is said with it."""
     x = capture.input
     height, width = x.shape[2:]
     if samples < _FEWEST:
@@ -115,7 +160,8 @@ def rise(
     sums, checked, agreement = _Sums.empty((height, width), x.device), [], []
     for part in probe.steps(samples):
         shown = masks.cut(part, x)
-        scores = probe.score(torch.lerp(hidden, x, shown[:, None].to(x)))
+        pictures = torch.lerp(hidden, x, shown[:, None].to(x))
+        scores = probe.score(pictures, alike=True) if alike else probe.score(pictures)
         sums.add(scores, shown.sub_(kept), part.start)
         if part.stop * _CHECKS // samples > part.start * _CHECKS // samples:
             checked.append(part.stop)

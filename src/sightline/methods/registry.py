@@ -196,7 +196,9 @@ def possible(adapter: Adapter) -> list[str]:
 
 
 def default(adapter: Adapter) -> str:
-    """The method that is taken where none is named."""
+    """The method that is taken where none is named: of a detector one whose map keeps to one of several boxes of a class."""
+    if adapter.task == "detection":
+        return "d-rise" if adapter.black_box else "hires-cam"
     return "occlusion" if adapter.black_box else "grad-cam"
 
 

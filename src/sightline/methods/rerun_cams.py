@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.engine.asked import Target
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
-from sightline.engine.targets import Target, probability, table
+from sightline.engine.targets import probability, table
 from sightline.errors import MethodError
 from sightline.methods.gradient_cams import (
     activations_and_gradients,

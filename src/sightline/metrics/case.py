@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.attribution import Origin, attribute
+from sightline.engine.asked import Asked
 from sightline.engine.attention import WANTED
 from sightline.engine.capture import Capture
 from sightline.engine.probe import MEMORY_MB, probe
-from sightline.engine.targets import Asked, probability_like, table
+from sightline.engine.targets import probability_like, table
 from sightline.errors import MetricError
 from sightline.metrics.faithfulness import BATCH, Answer, Explain, Score
 from sightline.metrics.localisation import Mask
@@ -65,7 +66,7 @@ def asking(
         told: called with the number of pictures that were run, for those who count or wait.
     """
     ask = probe(adapter, seen, target, memory_mb=memory_mb)
-    chance = None if target.index is None else probability_like(target.index, seen.output)
+    chance = None if target.index is None else probability_like(target.index, seen.output, adapter.task)
 
     remembered: dict[bytes, tuple[Tensor, Tensor]] = {}
 
@@ -85,8 +86,8 @@ def asking(
         else:
             logits = ask.output(pictures)
             scores = chance(logits.double()).cpu()
-            # Of one logit the class is the first where it is more likely than not.
-            one = logits.shape[1] == 1
+            # Of one logit, and of a label, the class is the first where it is more likely than not.
+            one = logits.shape[1] == 1 or adapter.task == "labels"
             first = (scores > 0.5 if one else logits.cpu().argmax(dim=1).eq(target.index or 0)).double()
         if told is not None:
             told(len(pictures))

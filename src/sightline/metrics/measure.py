@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch import bool as bool_
 
 from sightline.attribution import Origin, adapter_of, layers_for
+from sightline.engine.asked import TargetSpec
 from sightline.engine.capture import capture as run_once
 from sightline.engine.capture import check_input
 from sightline.engine.probe import MEMORY_MB
-from sightline.engine.targets import TargetSpec, per_image
+from sightline.engine.targets import per_image
 from sightline.errors import MetricError, TargetError
 from sightline.methods.registry import Function, Method, check_possible, default, find
 from sightline.metrics.case import Asking, Case, Told, asking, case, explainer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sightline.errors import LayerError, ModelError
-from sightline.models import layers as layer_choice
 from sightline.models.black_box import BlackBox
+from sightline.models.dense import choose_layer, detector
 from sightline.models.given import Finding
 from sightline.models.keras_module import is_keras
 from sightline.models.outputs import unwrap
@@ -47,6 +47,9 @@ class Adapter:
         black_box: only its scores are known: it has no layers, weights and gradients.
         task: what it does; "" is read off what it returns. "labels" are classes that don't exclude each other, a sigmoid each;
             "words" those of an answer, a log-probability each.
+        levels: layers that together are one pyramid of a detector, finest first: where no layer is named, those which a target reads.
+        covers: (width, height) of the input that the layers' grids cover, where the model itself pads the input (1, C, H, W) at the
+            right and below.
         prompted: the same model with other texts to tell pictures apart by, where it reads text.
         settled: the same model made ready for one input (1, C, H, W), where it must see that first, as one that answers in words.
     """
@@ -66,6 +69,8 @@ class Adapter:
     found: tuple[Finding, ...] = ()
     black_box: bool = False
     task: Task = ""
+    levels: tuple[str, ...] = ()
+    covers: Callable[[Tensor], tuple[int, int]] | None = None
     prompted: Callable[[Sequence[str]], Adapter] | None = None
     settled: Callable[[Tensor], Adapter] | None = None
 
@@ -86,6 +91,7 @@ def adapt(
     logits: Callable[[Any], Any] | None = None,
     grid: tuple[int, int] | None = None,
     name: str | None = None,
+    task: Task = "",
 ) -> Adapter:
     """Makes any `nn.Module`, Keras model on the torch backend, or other function from pictures to scores explainable.
 
@@ -105,6 +111,9 @@ def adapt(
             {"logits": ...}, and a tuple, list or dict with one (B, K) tensor in it.
         grid: (rows, columns) of a transformer's patch tokens; found by running the model when left out, and checked so when given.
         name: what to call the model; its class name when left out.
+        task: what it does; read off what it returns when left out. "labels" for classes that don't exclude each other (a sigmoid
+            each), "regression" for values, "embedding" for a vector to compare pictures by. Logits (B, K, h, w) are segmentation, a
+            list with a mapping of boxes, labels and scores for each picture is detection, of a function too.
 
     Raises:
         ModelError: neither a module nor a function, or a module in which nothing can be captured honestly.
@@ -120,6 +129,8 @@ def adapt(
             + " is no torch.nn.Module and no function; give a module (weights alone: load them into one first, or give their "
             "file to load_model), or a name: sightline models"
         )
+    if task not in TASKS:
+        raise ModelError(f"task is {task!r}; expected one of {', '.join(TASKS[1:])}, or nothing to have it found")
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise ModelError("labels must be a list of names, one a class")
     take = preprocess if preprocess is None or specification(preprocess) else measured(preprocess)
@@ -130,8 +141,10 @@ def adapt(
                 "a function is a black box: layers, grid and logits are for modules; let it return the scores (N, K) themselves"
             )
         name = name or getattr(module, "__name__", type(module).__name__).strip("<>")
-        return black_box(name, module, preprocess=take, labels=names, provenance={"source": "user's function"})
+        parts: dict[str, Any] = {"preprocess": take, "labels": names, "provenance": {"source": "user's function"}}
+        return replace(black_box(name, module, **parts), task=task)
     module, notes = unwrapped(module)
+    dense = detector(module) if not layers else None
     if isinstance(layers, str) or (layers is not None and len(layers) != 1):
         raise ModelError(f"layers={layers!r}; expected a list of one layer name, such as ['layer4']")
     if grid is not None and not _is_size(grid):
@@ -139,10 +152,13 @@ def adapt(
     chosen, reason = (layers[0], "given") if layers else (None, "")
     if chosen is not None:
         submodule(module, chosen)
+    if dense is not None and dense.levels:
+        chosen, reason = dense.levels[-1], dense.reason
     if chosen is None and take is not None:
         x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
         try:
-            chosen, reason = layer_choice.choose(module, like_weights(x[None], module), logits or unwrap, grid)
+            ready = like_weights(x[None], module)
+            chosen, reason = choose_layer(module, ready, logits or unwrap, grid, dense)
         except ModelError as error:
             raise ModelError(
                 f"{error}. This was a plain picture of 256 x 256 that adapt tried, which the preprocessing made {x.shape[-1]} x {x.shape[-2]}: "
@@ -159,6 +175,9 @@ def adapt(
         labels=names,
         logits=logits or unwrap,
         grid=grid,
+        task=task or ("detection" if dense else ""),
+        levels=dense.levels if dense else (),
+        covers=dense.covers if dense else None,
         provenance={"source": "user's module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
         notes=notes,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.errors import ModelError, NonFiniteError
+
+# What may stand in what a detector found.
+_OF_BOXES = ("boxes", "labels", "scores", "masks", "probabilities", "objectness")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +27,8 @@ class BlackBox(nn.Module):
     """Asks a function, without a graph, and checks what it says; whether threads may ask it at once is its own matter.
 
     Args:
-        function: pictures (N, C, H, W) -> scores (N, K) or (N,), as a tensor, an array or a list.
+        function: pictures (N, C, H, W) -> scores (N, K) or (N,), as a tensor, an array or a list; logits (N, K, h, w) of pixels;
+            or for each picture a mapping of boxes (N, 4), labels (N,) and scores (N,).
         name: what to call it in messages.
     """
 
@@ -33,22 +37,53 @@ class BlackBox(nn.Module):
         self.held = _Held(function)
         self.name = name
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, C, H, W) -> scores (N, K), where the pictures are and in their type."""
+    def forward(self, x: Tensor) -> Tensor | list[dict[str, Tensor]]:
+        """Pictures (N, C, H, W) -> scores (N, K) or (N, K, h, w) where the pictures are and in their type, or what was found in each."""
         with torch.no_grad():
-            scores = _as_tensor(self.held.function(x.detach()), self.name).to(x)
+            given = self.held.function(x.detach())
+            if isinstance(given, list | tuple) and given and isinstance(given[0], Mapping):
+                return self._boxes(given, x)
+            scores = _as_tensor(given, self.name).to(x)
+        if scores.dim() == 4 and len(scores) == len(x) and scores.numel():
+            return self._finite(scores)
         if scores.dim() == 1:
             scores = scores[:, None]
         if scores.dim() != 2 or len(scores) != len(x) or scores.shape[1] == 0:
             raise ModelError(
                 f"{self.name} gave scores of shape {tuple(scores.shape)} for {len(x)} pictures; expected ({len(x)}, classes)"
             )
-        good = scores.isfinite().all(dim=1)
+        return self._finite(scores)
+
+    def _finite(self, scores: Tensor) -> Tensor:
+        good = scores.isfinite().flatten(1).all(dim=1)
         if not bool(good.all()):
             raise NonFiniteError(
-                f"NaN or infinity in the scores that {self.name} gave: for {int((~good).sum())} of {len(x)} pictures"
+                f"NaN or infinity in the scores that {self.name} gave: for {int((~good).sum())} of {len(scores)} pictures"
             )
         return scores
+
+    def _boxes(self, given: Sequence[Mapping[str, Any]], x: Tensor) -> list[dict[str, Tensor]]:
+        """What a detector found in each picture, as tensors where the pictures are."""
+        if len(given) != len(x):
+            raise ModelError(f"{self.name} gave boxes of {len(given)} pictures for {len(x)}")
+        found = []
+        for one in given:
+            missing = [part for part in ("boxes", "labels", "scores") if part not in one]
+            if missing:
+                raise ModelError(
+                    f"{self.name} gave a mapping without {' and '.join(missing)}; expected boxes (N, 4) in pixels of the input, labels (N,) and scores (N,)"
+                )
+            parts = {part: _as_tensor(value, self.name).to(x) for part, value in one.items() if part in _OF_BOXES}
+            count = len(parts["scores"])
+            wrong = [part for part, value in parts.items() if len(value) != count and value.numel()]
+            parts["boxes"] = parts["boxes"].reshape(-1, 4) if parts["boxes"].numel() == 0 else parts["boxes"]
+            if wrong or parts["boxes"].shape != (count, 4) or parts["scores"].dim() != 1:
+                shapes = ", ".join(f"{part} {tuple(value.shape)}" for part, value in parts.items())
+                raise ModelError(f"{self.name} gave {shapes}; expected boxes (N, 4), labels (N,) and scores (N,)")
+            if not all(bool(value.isfinite().all()) for value in parts.values()):
+                raise NonFiniteError(f"NaN or infinity in the boxes that {self.name} gave")
+            found.append({**parts, "labels": parts["labels"].long()})
+        return found
 
 
 def _as_tensor(scores: Any, name: str) -> Tensor:

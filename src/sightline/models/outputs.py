@@ -13,7 +13,8 @@ def unwrap(output: Any) -> Any:
     """The logits (B, K) in a model's output; the output itself where that isn't plain."""
     if isinstance(output, Tensor):
         return output
-    for found in (getattr(output, "logits", None), output.get("logits") if isinstance(output, Mapping) else None):
+    named = [output.get(name) for name in ("logits", "out")] if isinstance(output, Mapping) else []
+    for found in (getattr(output, "logits", None), *named):  # "out" of torchvision's segmentation
         if isinstance(found, Tensor):
             return found
     parts = list(output.values()) if isinstance(output, Mapping) else output

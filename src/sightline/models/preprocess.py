@@ -19,7 +19,7 @@ from sightline.models.view import View
 
 Preprocess = Callable[[Image.Image], tuple[Tensor, View]]
 _LARGEST = 64  # times the input's area
-Fit = Literal["shorter", "longer", "exact"]
+Fit = Literal["shorter", "longer", "exact", "whole", "none"]
 
 
 def standard(
@@ -40,7 +40,8 @@ def standard(
         size: (width, height) of the model's input.
         resize: the side to scale to, or (width, height).
         fit: "shorter" scales the shorter side to `resize`, "longer" fits the whole picture into it, "exact"
-            squashes the picture to `resize`.
+            squashes the picture to `resize`, "whole" is as "shorter" without a crop, and "none" takes the picture as it is; with
+            these two the input's size is that of the scaled picture.
         interpolation: "nearest", "box", "bilinear", "hamming", "bicubic" or "lanczos", as Pillow means them (antialiased).
         mean: per channel, in 0..1.
         std: per channel, in 0..1.
@@ -114,6 +115,8 @@ def _prepared(
     channel_mean, channel_std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
     photo = photo or image.size
     scaled = _scaled_size(photo, resize, fit)
+    if fit in ("whole", "none"):
+        size = scaled
     # Rounded as torchvision rounds, so that not one pixel differs.
     offset = tuple(
         whole((scaled[axis] - size[axis]) / 2.0) if scaled[axis] >= size[axis] else -((size[axis] - scaled[axis]) // 2)
@@ -141,7 +144,7 @@ def _prepared(
 
 
 _WORDS = {
-    "fit": ("shorter", "longer", "exact"),
+    "fit": ("shorter", "longer", "exact", "whole", "none"),
     "interpolation": ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
     "rounding": ("nearest", "down"),
     "channels": ("rgb", "bgr"),
@@ -209,6 +212,8 @@ def _part(part: str, value: Any) -> Any:
 
 def _scaled_size(photo: tuple[int, int], resize: int | tuple[int, int], fit: Fit) -> tuple[int, int]:
     width, height = photo
+    if fit == "none":
+        return photo
     if fit == "exact":
         return resize if isinstance(resize, tuple) else (resize, resize)
     box = resize if isinstance(resize, tuple) else (resize, resize)

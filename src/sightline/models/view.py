@@ -26,6 +26,11 @@ class View:
     offset: tuple[float, float]
     input: tuple[int, int]
 
+    @classmethod
+    def of_input(cls, width: int, height: int) -> View:
+        """Of a ready input, which is its own photograph."""
+        return cls((width, height), (width, height), (0, 0), (width, height))
+
     def place(self, grid: np.ndarray[Any, Any]) -> Array:
         """The (h, w) grid laid back on the photograph: (H, W) float32, NaN where the model never looked.
 
@@ -39,6 +44,20 @@ class View:
         placed[~row_seen] = np.nan
         placed[:, ~column_seen] = np.nan
         return placed
+
+    def to_input(self, x: float, y: float) -> tuple[float, float]:
+        """Where a place of the photograph lies in the input; both in pixels from the top left."""
+        return (
+            x * self.resized[0] / self.photo[0] - self.offset[0],
+            y * self.resized[1] / self.photo[1] - self.offset[1],
+        )
+
+    def to_photo(self, x: float, y: float) -> tuple[float, float]:
+        """Where a place of the input lies on the photograph; both in pixels from the top left."""
+        return (
+            (x + self.offset[0]) * self.photo[0] / self.resized[0],
+            (y + self.offset[1]) * self.photo[1] / self.resized[1],
+        )
 
     def peak(self, grid: np.ndarray[Any, Any]) -> tuple[int, int]:
         """(x, y) of the photograph pixel in the middle of the strongest cell (h, w), of those whose middle lies on the photograph."""

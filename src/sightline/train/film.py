@@ -19,7 +19,8 @@ from torch import Tensor
 from sightline.attribution import attribute, capture
 from sightline.bundle import place, unicode_text
 from sightline.data.images import Source, read_image
-from sightline.engine.targets import class_index, probabilities
+from sightline.engine.targets import probabilities
+from sightline.engine.tasks import class_index
 from sightline.errors import ImageError, MetricError, ModelError, OutputError
 from sightline.methods.registry import Function, Method
 from sightline.models.adapter import Adapter, like_weights

@@ -1,0 +1,198 @@
+"""Targets of detectors, whose output is a list with one mapping a picture: boxes (N, 4) in pixels of the input, labels (N,), scores (N,).
+
+Where the detector gives them, also masks (N, H, W) or (N, 1, H, W) in 0..1, each class's probability (N, K), and objectness (N,), the
+probability of all classes together.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.engine.asked import Asked, Corners, Mark, Target
+from sightline.engine.regions import checked_box
+from sightline.engine.tasks import checked_index, class_index, refuse, task_of
+from sightline.errors import TargetError
+from sightline.models.adapter import Adapter
+from sightline.models.view import View
+
+Found = Mapping[str, Tensor]
+
+
+def box(corners: Corners, label: int | str | None = None) -> Target:
+    """How well the detector finds a class in a box of yours: the highest overlap times score of its boxes of that class.
+
+    Args:
+        corners: (left, top, right, bottom) in pixels of the photograph.
+        label: the class by name or number; None for that of the box which overlaps most.
+    """
+
+    def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        found = _found(adapter, output, image, "box")
+        if view is None:
+            raise TargetError("a box on the photograph needs to know how that became the input; give the photograph")
+        left, top, right, bottom = checked_box(corners, view)
+        own = torch.tensor([*view.to_input(left, top), *view.to_input(right, bottom)]).to(found["boxes"])
+        wanted = None if label is None else _class(label, adapter, found)
+        over = overlap(own, found["boxes"].detach())
+        if wanted is not None:
+            over = over * (found["labels"] == wanted)
+        if not bool((over > 0).any()):
+            what = "box" if wanted is None else f"box of {adapter.label(wanted)!r}"
+            raise TargetError(
+                f"no {what} of the model's overlaps {left:g}, {top:g}, {right:g}, {bottom:g}; it finds {_finds(adapter, found)}"
+            )
+        best = int(over.argmax())
+        chosen = int(found["labels"][best])
+        name = f"{adapter.label(chosen)} in the box {left:g}, {top:g}, {right:g}, {bottom:g}"
+        mark = Mark(box=(left, top, right, bottom))
+        return _asked(name, own, chosen, found, best, mark, mask=None)
+
+    return _needs_a_model(resolved)
+
+
+def instance(number: int) -> Target:
+    """One thing that the model found, by the number that it has in the list of what the model says: 1 is the surest.
+
+    Its score is the highest overlap times score of the boxes of its class; the overlap is that of masks where the model gives some.
+    """
+
+    def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        found = _found(adapter, output, image, "box or instance by number")
+        order = in_order(found)
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
+            raise TargetError(f"instance {number!r}; expected a number from 1")
+        if not 1 <= operator.index(number) <= len(order):
+            raise TargetError(f"there is no instance {number}; the model finds {_finds(adapter, found)}")
+        return _own(adapter, found, order[number - 1], number, view)
+
+    return _needs_a_model(resolved)
+
+
+def surest(spec: int | str | None, adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+    """The surest box, of any class or of one."""
+    found = _found(adapter, output, image, "box")
+    order = in_order(found)
+    if not order:
+        raise TargetError(f"{adapter.name} finds no box in this picture, so that none can be explained")
+    if spec is None:
+        return _own(adapter, found, order[0], 1, view)
+    wanted = _class(spec, adapter, found)
+    for number, at in enumerate(order, 1):
+        if int(found["labels"][at]) == wanted:
+            return _own(adapter, found, at, number, view)
+    raise TargetError(f"the model finds no {adapter.label(wanted)!r} here; it finds {_finds(adapter, found)}")
+
+
+def in_order(found: Found) -> list[int]:
+    """Places of what was found, the surest first."""
+    return [int(at) for at in found["scores"].detach().argsort(descending=True, stable=True)]
+
+
+def overlap(own: Tensor, boxes: Tensor) -> Tensor:
+    """Intersection over union of a box (4,) with boxes (N, 4), as left, top, right, bottom: (N,), 0 where both are empty."""
+    sides = (torch.minimum(own[2:], boxes[:, 2:]) - torch.maximum(own[:2], boxes[:, :2])).clamp(min=0)
+    shared = sides.prod(dim=1)
+    union = (own[2:] - own[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) - shared
+    return torch.where(union > 0, shared / union.clamp(min=1e-12), torch.zeros_like(shared))
+
+
+def mask_overlap(own: Tensor, masks: Tensor) -> Tensor:
+    """The same of masks in 0..1, own (H, W) and (N, H, W): shared over together, sum m m' / (sum m + sum m' - sum m m')."""
+    shared = (own * masks).sum(dim=(1, 2))
+    return shared / (own.sum() + masks.sum(dim=(1, 2)) - shared).clamp(min=1e-12)
+
+
+def _found(adapter: Adapter, output: Any, image: int, what: str) -> Found:
+    if task_of(adapter, output) != "detection":
+        refuse(adapter, output, what)
+    return cast(Found, output[image])
+
+
+def _class(spec: int | str, adapter: Adapter, found: Found) -> int:
+    highest = int(found["labels"].max()) + 1 if len(found["labels"]) else 1
+    classes = len(adapter.labels) if adapter.labels else max(highest, 1)
+    if isinstance(spec, str):
+        return class_index(spec, adapter, classes)
+    return checked_index(operator.index(spec), adapter, classes)
+
+
+def _own(adapter: Adapter, found: Found, at: int, number: int, view: View | None) -> Asked:
+    """One of the model's own boxes as a target."""
+    own, chosen = found["boxes"][at].detach(), int(found["labels"][at])
+    corners = own.tolist()
+    if view is not None:
+        corners = [*view.to_photo(*corners[:2]), *view.to_photo(*corners[2:])]
+    mask = masks_of(found)[at].detach() if "masks" in found else None
+    region = None if mask is None else np.asarray((mask > 0.5).cpu())
+    mark = Mark(box=cast(Corners, tuple(corners)), region=region)
+    return _asked(f"{number}: {adapter.label(chosen)}", own, chosen, found, at, mark, mask)
+
+
+def masks_of(found: Found) -> Tensor:
+    """(N, H, W) in 0..1."""
+    masks = found["masks"]
+    return masks[:, 0] if masks.dim() == 4 else masks
+
+
+def _asked(name: str, own: Tensor, chosen: int, found: Found, at: int, mark: Mark, mask: Tensor | None) -> Asked:
+    shape = None if mask is None else (mask > 0.5).to(mask)
+
+    def over(one: Found) -> Tensor:
+        if shape is not None:
+            return mask_overlap(shape.to(one["masks"]), masks_of(one))
+        return overlap(own.to(one["boxes"]), one["boxes"])
+
+    def sure(one: Found) -> Tensor:
+        if "probabilities" in one:
+            return one["probabilities"][:, chosen]
+        return one["scores"] * (one["labels"] == chosen)
+
+    def score(output: Any) -> Tensor:
+        return torch.stack([_highest(over(one) * sure(one), one) for one in output])
+
+    alike = None
+    if "probabilities" in found:
+        said = found["probabilities"][at].detach()
+
+        def alike(output: Any) -> Tensor:
+            return torch.stack([_highest(over(one) * _cosine(said, one) * _objectness(one), one) for one in output])
+
+    chance = float(found["scores"][at].detach())
+    return Asked(score, None, name, chance=chance, mark=mark, alike=alike)
+
+
+def _cosine(said: Tensor, one: Found) -> Tensor:
+    return torch.cosine_similarity(said.to(one["probabilities"])[None], one["probabilities"], dim=1)
+
+
+def _objectness(one: Found) -> Tensor:
+    return one.get("objectness", torch.ones_like(one["scores"]))
+
+
+def _highest(values: Tensor, one: Found) -> Tensor:
+    return values.max() if len(values) else one["scores"].new_zeros(())
+
+
+def _finds(adapter: Adapter, found: Found, most: int = 5) -> str:
+    order = in_order(found)
+    if not order:
+        return "nothing"
+    shown = [
+        f"{number}: {adapter.label(int(found['labels'][at]))} ({100 * float(found['scores'][at].detach()):.0f} %)"
+        for number, at in enumerate(order[:most], 1)
+    ]
+    return ", ".join(shown) + (f" and {len(order) - most} more" if len(order) > most else "")
+
+
+def _needs_a_model(resolved: Any) -> Target:
+    def unresolved(_output: Any) -> Tensor:
+        raise TargetError("a box needs the model beside its output; give it as a target")
+
+    unresolved.resolved = resolved  # type: ignore[attr-defined]
+    return unresolved

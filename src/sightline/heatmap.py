@@ -157,7 +157,7 @@ class Heatmap:
         photo, values = self._small()
         colours = heat(values, self.scale, signed=self.signed, colormap=colormap)
         tiles = [
-            Tile(marked(photo, self.mark, self.view), "photograph", self._size_note()),
+            Tile(marked(photo, self.mark, self.photo.size), "photograph", self._size_note()),
             Tile(hatch(colours, photo, values), "heat map"),
             Tile(_tile(self, style, colormap), "overlay"),
             *_compared_with([self]),
@@ -687,7 +687,7 @@ def _laid(one: Heatmap, photo: Image.Image, values: Values, style: str | None, c
     style = style or one.style
     pieces = _superpixels(one, photo.size) if style == "superpixels" else None
     drawn = overlay(photo, values, one.scale, style=style, signed=one.signed, colormap=colormap, superpixels=pieces)
-    return marked(drawn, one.mark, one.view)
+    return marked(drawn, one.mark, one.photo.size)
 
 
 def _superpixels(one: Heatmap, size: tuple[int, int]) -> Superpixels:

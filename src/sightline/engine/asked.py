@@ -22,7 +22,7 @@ class Mark:
     Attributes:
         box: (left, top, right, bottom).
         point: (x, y).
-        region: (H, W) of a grid that covers the model's whole input, true inside; the view lays it on the photograph.
+        region: (H, W), true inside.
         picture: another photograph, to be shown beside.
         text: what the words are a part of, such as a whole answer.
         words: where in `text` they begin and end.

@@ -10,12 +10,11 @@ import operator
 from collections.abc import Mapping
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sightline.engine.asked import Asked, Corners, Mark, Target
-from sightline.engine.regions import checked_box
+from sightline.engine.regions import checked_box, placed
 from sightline.engine.tasks import checked_index, class_index, refuse, task_of
 from sightline.errors import TargetError
 from sightline.models.adapter import Adapter
@@ -129,7 +128,7 @@ def _own(adapter: Adapter, found: Found, at: int, number: int, view: View | None
     if view is not None:
         corners = [*view.to_photo(*corners[:2]), *view.to_photo(*corners[2:])]
     mask = masks_of(found)[at].detach() if "masks" in found else None
-    region = None if mask is None else np.asarray((mask > 0.5).cpu())
+    region = None if mask is None else placed(mask > 0.5, view)
     mark = Mark(box=cast(Corners, tuple(corners)), region=region)
     return _asked(f"{number}: {adapter.label(chosen)}", own, chosen, found, at, mark, mask)
 

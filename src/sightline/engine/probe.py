@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -367,7 +367,7 @@ class Together:
     ) -> Tensor:
         """The scores (N,) of one target."""
         pixels = images.detach().contiguous().cpu()
-        key = blake2b(memoryview(pixels.view(torch.uint8).numpy()), digest_size=16).digest(), alike
+        key = blake2b(cast(Any, pixels.view(torch.uint8).numpy()), digest_size=16).digest(), alike
         if key not in self.known:
             self.known[key] = run(images, [(one.alike if alike else None) or one.score for one in self.asked])
         return self.known[key][next(at for at, each in enumerate(self.asked) if each is one)]

@@ -100,10 +100,16 @@ def _resolved(
     drawn = Mark(
         point=point,
         box=None if box is None else cast(Corners, tuple(float(one) for one in box)),
-        region=None if point is not None or box is not None else np.asarray((weights > 0.5).cpu()),
+        region=None if point is not None or box is not None else placed(weights > 0.5, view),
     )
     place = where if where else ""
     return Asked(score, None, f"{adapter.label(chosen)}{place}", chance=share if place else None, mark=drawn)
+
+
+def placed(inside: Tensor, view: View | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """A region of a grid that covers the input (h, w), on the photograph (H, W)."""
+    found = np.asarray(inside.cpu())
+    return found if view is None else np.asarray(view.place_labels(found) == 1)
 
 
 def seen_classes(output: Any, image: int = 0) -> list[tuple[int, float]]:

@@ -7,13 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from sightline.errors import LayerError, ModelError
 from sightline.models import layers
 from sightline.models.called import called
 from sightline.models.outputs import tensors_of
+from sightline.models.twin import isolated, twin
 
-# What the part of a network is called that sees; behind it one is drawn or boxes are.
+# In torchvision's detectors without a pyramid, the layer of which all features are computed.
+_STEMS = {"SSDFeatureExtractorVGG": "backbone.features", "SSDLiteFeatureExtractorMobileNet": "backbone.features.0"}
+# What the part of a network is called that sees; behind it pixels or boxes are drawn.
 _ENCODERS = ("backbone", "encoder", "segformer", "body")
 
 
@@ -26,12 +31,14 @@ class Detector:
         reason: why these.
         covers: input (1, C, H, W) -> (width, height) of it that the layers' grids cover: it is padded at the right and below.
         features: the detector, called for its features alone.
+        fixed: (width, height) to which it squashes every picture, if it does.
     """
 
     levels: tuple[str, ...]
     reason: str
     covers: Callable[[Tensor], tuple[int, int]]
     features: nn.Module
+    fixed: tuple[int, int] | None
 
 
 def detector(module: nn.Module) -> Detector | None:
@@ -39,6 +46,7 @@ def detector(module: nn.Module) -> Detector | None:
     kind = type(getattr(module, "transform", None))
     if (kind.__module__, kind.__name__) != ("torchvision.models.detection.transform", "GeneralizedRCNNTransform"):
         return None
+    transform: Any = module.transform
     pyramids = [
         f"{name}.layer_blocks"
         for name, one in module.named_modules()
@@ -55,7 +63,6 @@ def detector(module: nn.Module) -> Detector | None:
         ]
 
     def covers(x: Tensor) -> tuple[int, int]:
-        transform: Any = module.transform
         shortest, longest = float(transform.min_size[-1]), float(transform.max_size)
         height, width = int(x.shape[-2]), int(x.shape[-1])
         if transform.fixed_size is not None:
@@ -68,13 +75,14 @@ def detector(module: nn.Module) -> Detector | None:
         return round(width * across), round(height * down)
 
     def features(self: Any, _forward: Any, x: Tensor) -> list[Tensor]:
-        return tensors_of(self.backbone(self.transform(list(x))[0].tensors))
+        return _pooled(self.backbone(self.transform(list(x))[0].tensors))
 
     return Detector(
         tuple(levels),
         "the levels of its feature pyramid; a box is read from one of them, by its size",
         covers,
         called(module, features),
+        None if transform.fixed_size is None else (int(transform.fixed_size[0]), int(transform.fixed_size[1])),
     )
 
 
@@ -85,9 +93,48 @@ def choose_layer(
     grid: tuple[int, int] | None = None,
     known: Detector | None = None,
 ) -> tuple[str, str]:
-    """The default layer and the reason: as `layers.choose`; of a detector among its features, of a segmentation the encoder's last."""
+    """The default layer and the reason: as `layers.choose`; of a detector among its features, of a segmentation in its encoder."""
     if known is not None:
         if known.levels:
             return known.levels[-1], known.reason
+        kept = _STEMS.get(type(module.get_submodule("backbone")).__name__)
+        if kept is not None:
+            return kept, "all features in which boxes are looked for are computed from it"
         return layers.choose(known.features, x, lambda found: found, grid)
+    encoder = _encoder(module)
+    if encoder and _is_dense(module, x, logits):
+
+        def features(self: nn.Module, _forward: Any, given: Tensor) -> list[Tensor]:
+            return _pooled(self.get_submodule(encoder)(given))
+
+        try:
+            name, reason = layers.choose(called(module, features), x, lambda found: found, grid)
+        except (ModelError, LayerError):
+            pass  # an encoder that takes something else than the picture
+        else:
+            return name, f"in the encoder {encoder!r}, {reason}"
     return layers.choose(module, x, logits, grid)
+
+
+def _pooled(features: Any) -> list[Tensor]:
+    """Tables (B, C), so that a layer which is itself what is returned counts as on the way there."""
+    kept = [one for one in tensors_of(features) if one.dim() in (3, 4)]
+    return [one.mean(dim=(2, 3) if one.dim() == 4 else 1) for one in kept]
+
+
+def _encoder(module: nn.Module) -> str | None:
+    """The outermost part that is called as encoders are."""
+    found = [name for name, _ in module.named_modules() if name.rpartition(".")[2] in _ENCODERS]
+    return min(found, key=lambda name: name.count("."), default=None)
+
+
+def _is_dense(module: nn.Module, x: Tensor, logits: Callable[[Any], Any]) -> bool:
+    """Whether the output gives each place classes, rather than the picture."""
+    try:
+        with isolated(x), torch.no_grad():
+            output = logits(twin(module, {})(x.clone()))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False  # what is wrong is said by whoever runs it next
+    return isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
-from sightline.models import bundled, checkpoint, keras, layers, onnx, program, timm, torchvision, transformers
+from sightline.models import bundled, checkpoint, keras, onnx, program, timm, torchvision, transformers
 from sightline.models.adapter import Adapter, adapt
+from sightline.models.dense import choose_layer, detector
 from sightline.models.fold import fold
 from sightline.models.given import Given
 from sightline.models.keras_module import is_keras
@@ -214,10 +215,21 @@ def _ready(adapter: Adapter, for_layer: str | Sequence[str] | None) -> Adapter:
         return adapter
     module = adapter.module.eval().requires_grad_(False)
     x = sample_input(adapter)
+    if adapter.task == "segmentation":  # which takes pictures of any size
+        x = x[..., :224, :224]
+    known = detector(module)
     try:
-        layer, reason = layers.choose(module, x)
+        layer, reason = (
+            (adapter.layer, adapter.layer_reason)
+            if adapter.layer is not None
+            else choose_layer(module, x, adapter.logits, known=known)
+        )
     except LayerError as error:
         layer, reason = None, str(error)
+    if adapter.task == "detection":
+        known_levels = known.levels if known else ()
+        covers = known.covers if known else None
+        return dataclasses.replace(adapter, layer=layer, layer_reason=reason, levels=known_levels, covers=covers)
     keep = [for_layer] if isinstance(for_layer, str) else for_layer or ()
     folded = fold(module, x, keep=keep)
     layout = torch.channels_last

@@ -11,7 +11,9 @@ from torch import nn
 
 from sightline.errors import ModelError, did_you_mean
 from sightline.models.adapter import Adapter
-from sightline.models.given import Finding, Given
+from sightline.models.dense import detector
+from sightline.models.given import Finding, Given, Stored
+from sightline.models.layers import NOT_ALL
 from sightline.models.made import OFFLINE, made
 from sightline.models.weights import filled, read_stored
 
@@ -20,9 +22,12 @@ def build(name: str, given: Given) -> Adapter:
     """A classifier of torchvision with its preprocessing and class names, all from its own weights record."""
     from torchvision import models
 
+    if name in dense_names():
+        return _dense(name, given)
     if name not in names():
+        known = (*names(), *dense_names())
         raise ModelError(
-            f"torchvision has no classifier {name!r}.{did_you_mean(name, names())} List them: sightline models torchvision"
+            f"torchvision has no model {name!r}.{did_you_mean(name, known)} List them: sightline models torchvision"
         )
     record = models.get_model_weights(name).DEFAULT
     # The official weights of these two expect their input on another scale, which the network then does itself.
@@ -60,6 +65,60 @@ def build(name: str, given: Given) -> Adapter:
     return made(f"torchvision:{name}", module, given, own, names_of_classes, origin, found, classes)
 
 
+def _dense(name: str, given: Given) -> Adapter:
+    """A detector or a segmentation of torchvision, as its weights record tells."""
+    from torchvision import models
+
+    record = models.get_model_weights(name).DEFAULT
+    transform = record.transforms()
+    segmentation = hasattr(transform, "resize_size")
+
+    def make(classes: int | None) -> nn.Module:
+        size = {} if classes is None else {"num_classes": classes}
+        module: nn.Module = models.get_model(name, weights=None, weights_backbone=None, **size)
+        return module
+
+    labels = tuple(record.meta["categories"])
+    origin: dict[str, Any] = {"source": "torchvision", "architecture": name, "random_weights": given.random_weights}
+    found = given.found or (Finding("architecture", f"torchvision:{name}", "its name"),)
+    classes = given.num_classes or len(labels)
+    if given.random_weights:
+        module = make(given.num_classes)
+    else:
+        if given.weights is None:
+            path = _official(name, record)
+            given = replace(given, weights=read_stored(path, sha256=path.stem.rpartition("-")[2]))
+            origin["weights"] = str(record)
+        if segmentation and given.weights is not None:
+            given = replace(given, weights=_without_auxiliary(given.weights))
+        module, classes, about = filled(make, len(labels), given)
+        found += about
+    known = detector(module)
+    if segmentation:
+        mean, std, resize = tuple(transform.mean), tuple(transform.std), transform.resize_size[0]
+        own: dict[str, Any] = {"size": (resize, resize), "resize": resize, "fit": "whole", "mean": mean, "std": std}
+    elif (
+        known is not None and (side := known.fixed) is not None
+    ):  # its own squashing, done before, where a view knows of it
+        own = {"size": side, "resize": side, "fit": "exact", "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    else:
+        own = {"size": (800, 800), "resize": 800, "fit": "none", "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    adapter = made(f"torchvision:{name}", module, given, own, labels, origin, found, classes)
+    if not segmentation:
+        return replace(adapter, task="detection")
+    backbone: Any = module.backbone
+    last = list(backbone.named_children())[-1][0]
+    fine = f"; finer grids go past it, {NOT_ALL}" if name.startswith("lraspp") else ""
+    reason = f"the last grid of the encoder, behind which pixels are drawn{fine}"
+    return replace(adapter, task="segmentation", layer=f"backbone.{last}", layer_reason=reason)
+
+
+def _without_auxiliary(stored: Stored) -> Stored:
+    """Without the second head that helps in training alone."""
+    kept = {name: one for name, one in stored.tensors.items() if not name.startswith("aux_classifier.")}
+    return replace(stored, tensors=kept)
+
+
 def _draw_zero_heads(module: nn.Module) -> None:
     """Random also where torchvision starts with 0, as in the heads of its transformers, whose answer would depend on nothing."""
     for one in module.modules():
@@ -73,6 +132,14 @@ def names() -> tuple[str, ...]:
     from torchvision import models
 
     return tuple(models.list_models(module=models))
+
+
+@lru_cache(maxsize=1)
+def dense_names() -> tuple[str, ...]:
+    """Every detector and segmentation of torchvision that comes with an image's boxes or pixels."""
+    from torchvision import models
+
+    return tuple(models.list_models(module=models.segmentation) + models.list_models(module=models.detection))
 
 
 def _official(name: str, record: Any) -> Path:

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from sightline.engine.asked import Mark
-from sightline.models.view import View
 
 # A light line inside a dark one shows on any picture.
 _DARK, _LIGHT = (20, 20, 20), (120, 255, 220)
 
 
-def marked(drawn: Image.Image, mark: Mark | None, view: View) -> Image.Image:
+def marked(drawn: Image.Image, mark: Mark | None, photo: tuple[int, int]) -> Image.Image:
     """A picture of the whole photograph, at any size, with the mark on it; the picture itself where there is none to draw.
 
     Args:
         drawn: RGB.
-        mark: in pixels of the photograph that `view` is of.
-        view: how that became the input.
+        mark: in pixels of the photograph.
+        photo: its (width, height).
     """
     if mark is None or (mark.box is None and mark.point is None and mark.region is None):
         return drawn
     drawn = drawn.copy()
-    across, down = drawn.width / view.photo[0], drawn.height / view.photo[1]
+    across, down = drawn.width / photo[0], drawn.height / photo[1]
     thick = max(2, round(max(drawn.size) / 220))
     if mark.region is not None and not mark.region.all():
-        _outline(drawn, mark.region, dataclasses.replace(view, photo=drawn.size), thick)
+        _outline(drawn, mark.region, thick)
     pen = ImageDraw.Draw(drawn)
     if mark.box is not None:
         left, top, right, bottom = (round(one * scale) for one, scale in zip(mark.box, (across, down) * 2, strict=True))
@@ -46,9 +44,8 @@ def marked(drawn: Image.Image, mark: Mark | None, view: View) -> Image.Image:
     return drawn
 
 
-def _outline(drawn: Image.Image, region: np.ndarray[Any, Any], view: View, thick: int) -> None:
-    inside = view.place_labels(region.astype(np.int64)) == 1
-    mask = Image.fromarray(np.where(inside, 255, 0).astype(np.uint8))
+def _outline(drawn: Image.Image, region: np.ndarray[Any, Any], thick: int) -> None:
+    mask = Image.fromarray(np.where(region, 255, 0).astype(np.uint8)).resize(drawn.size, Image.Resampling.NEAREST)
     for reach, ink in ((2 * thick, _DARK), (thick, _LIGHT)):
         wide = mask.filter(ImageFilter.MaxFilter(2 * reach + 1))
         drawn.paste(ink, mask=Image.composite(Image.new("L", mask.size), wide, mask))

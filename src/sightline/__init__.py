@@ -24,11 +24,14 @@ _HOME = {
     "SightlineError": "errors",
     "TrustCard": "trust",
     "View": "models.view",
+    "above": "engine.targets",
     "adapt": "models.adapter",
     "agreement": "agreements",
     "attribute": "attribution",
     "audit_moved": "audit.moved",
     "audit_run": "audit.run",
+    "binary": "engine.targets",
+    "box": "engine.boxes",
     "capture": "attribution",
     "combine": "methods.combine",
     "class_logit": "engine.targets",
@@ -37,6 +40,7 @@ _HOME = {
     "evaluate": "evaluation",
     "explain": "flow",
     "explain_all": "batch.run",
+    "instance": "engine.boxes",
     "list_methods": "methods",
     "list_metrics": "metrics",
     "load_model": "models.load",
@@ -49,9 +53,12 @@ _HOME = {
     "open_run": "batch.results",
     "probability": "engine.targets",
     "read_image": "data.images",
+    "regression": "engine.targets",
     "save": "heatmap",
+    "segment": "engine.regions",
     "share_scale": "heatmap",
     "side_by_side": "heatmap",
+    "similarity": "engine.likeness",
     "write_report": "audit.report",
 }
 __all__ = sorted(_HOME)
@@ -83,12 +90,19 @@ if TYPE_CHECKING:
     from sightline.concept import Concepts as Concepts
     from sightline.data.images import read_image as read_image
     from sightline.engine.attention import AttentionCapture as AttentionCapture
+    from sightline.engine.boxes import box as box
+    from sightline.engine.boxes import instance as instance
     from sightline.engine.capture import Capture as Capture
+    from sightline.engine.likeness import similarity as similarity
     from sightline.engine.probe import Probe as Probe
+    from sightline.engine.regions import segment as segment
+    from sightline.engine.targets import above as above
+    from sightline.engine.targets import binary as binary
     from sightline.engine.targets import class_logit as class_logit
     from sightline.engine.targets import log_probability as log_probability
     from sightline.engine.targets import margin as margin
     from sightline.engine.targets import probability as probability
+    from sightline.engine.targets import regression as regression
     from sightline.errors import SightlineError as SightlineError
     from sightline.evaluation import evaluate as evaluate
     from sightline.flow import Look as Look

@@ -81,6 +81,7 @@ def write_bundles(
     done = 0
     try:
         with waiting(f"loading {model}"):
+            from sightline.engine.spoken import spoken
             from sightline.engine.targets import margin
             from sightline.flow import compare
             from sightline.heatmap import save
@@ -92,9 +93,10 @@ def write_bundles(
             named = [find(name) for name in names or () if name is not None]
             if named:  # else said once it is known what the model can be asked
                 check_options(named, given)
-            asked: list[Any] = list(targets) or [None]
+            asked: list[Any] = [spoken(one) for one in targets] or [None]
+            plain_targets: list[str | None] = [*targets] or [None]
             if contrast is not None:
-                asked = [margin(one, contrast) for one in asked]
+                asked = [margin(one, contrast) for one in plain_targets]
             adapter = model.load(for_layer=layers)
             chosen = None if names is None else [find(name or default(adapter)) for name in names]
             everything = [find(name) for name in (possible(adapter) if adapter.black_box else one_pass())]
@@ -325,6 +327,8 @@ def _say(
 
     first = found[0]
     says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:top]) or "no classes"
+    if not first.predictions and first.score is not None:
+        says = f"{first.score:.4g} for {first.label}"
     say(f"{plain(image)} ({first.photo.width} x {first.photo.height})")
     say(f"  says: {plain(says, 1000)}")
     for one in found:

@@ -17,7 +17,8 @@ Targets = Annotated[
     typer.Option(
         "--target",
         metavar="CLASS",
-        help="Class name, a unique part of one, or number; again for more. [default: the prediction]",
+        help="Class name, a unique part of one, or number; again for more. Also log:CLASS, against, up, down, like:FILE, CLASS@X,Y, "
+        "CLASS@LEFT,TOP,RIGHT,BOTTOM, CLASS@MASK.png, instance:N, word:N, above:0.5; see docs/tasks.md. [default: the prediction]",
     ),
 ]
 LayerNames = Annotated[

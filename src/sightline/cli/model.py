@@ -51,9 +51,10 @@ class Chosen:
         """As its source gives it, to look at its layers: with random weights where a name alone would have to be fetched."""
         from sightline.models import load
 
-        said = self.said
+        said = dict(self.said)
         if self.name.partition(":")[0] in load.SOURCES and self.name != "bundled" and said["weights"] is None:
             said = {**said, "random_weights": True}  # the shapes are the same
+        said.pop("task")
         return load.build(self.name, load.given(self.name, **said))
 
     def __str__(self) -> str:
@@ -113,6 +114,10 @@ def _model_options(
         bool,
         typer.Option("--trust-code", help="Run the program in a .pt2 file. Only for files that you made yourself."),
     ] = False,
+    task: Annotated[
+        str,
+        typer.Option("--task", help="labels, regression or embedding, of a model that isn't asked for one class."),
+    ] = "",
 ) -> None:
     """The options; see `takes_a_model`."""
 
@@ -125,9 +130,10 @@ def _chosen(
     class_names: Path | None,
     preprocess: list[str] | None,
     trust_code: bool,
+    task: str,
 ) -> Chosen:
     said: dict[str, Any] = {"weights": weights, "random_weights": random_weights, "num_classes": num_classes}
-    said |= {"trust_code": trust_code}
+    said |= {"trust_code": trust_code, "task": task}
     said["labels"] = None if class_names is None else read_class_names(class_names)
     parts = [text.partition("=") for text in preprocess or ()]
     for (name, equals, value), text in zip(parts, preprocess or (), strict=True):

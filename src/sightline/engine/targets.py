@@ -155,7 +155,7 @@ def regression(of: int | str | None = None, *, up: bool = True) -> Target:
             raise TargetError(f"{adapter.name} gives {count} values ({names}); say which: up:NAME or down:NUMBER")
         index = _numbered(of or 0, adapter, count)
         name = adapter.label(index) if adapter.labels else "value" if count == 1 else f"value {index}"
-        value = float(values[image, index])
+        value = float(values[image, index].detach())
         return Asked(_signed(index, up), None, f"{name} {'up' if up else 'down'} (now {value:.4g})")
 
     def plain(output: Any) -> Tensor:

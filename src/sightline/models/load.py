@@ -14,10 +14,11 @@ from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
 from sightline.models import bundled, checkpoint, keras, onnx, program, timm, torchvision, transformers
-from sightline.models.adapter import Adapter, adapt
+from sightline.models.adapter import TASKS, Adapter, Task, adapt
 from sightline.models.dense import choose_layer, detector
 from sightline.models.fold import fold
 from sightline.models.given import Given
+from sightline.models.headless import without_head
 from sightline.models.keras_module import is_keras
 from sightline.models.preprocess import specified
 from sightline.models.weights import read_stored
@@ -57,6 +58,7 @@ def load_model(
     labels: Sequence[str] | None = None,
     preprocess: Mapping[str, Any] | Callable[[Image.Image], Any] | None = None,
     trust_code: bool = False,
+    task: Task = "",
     for_layer: str | Sequence[str] | None = None,
 ) -> Adapter:
     """Loads a model with its weights, class names and own preprocessing; what nothing tells is guessed, and said.
@@ -74,6 +76,8 @@ def load_model(
         preprocess: parts of the preprocessing that replace the model's own, such as {"size": 320, "mean": 0.5, "std": 0.5}
             (size, resize, fit, interpolation, mean, std; pixels and 0..1); or a function, as for `adapt`.
         trust_code: run the code in a file that holds a program (.pt2). Only of files that you made yourself.
+        task: what it is asked for, where that is not classes: "labels" that don't exclude each other (a sigmoid each), "regression", or
+            "embedding", for which a classifier's last linear layer is left out.
         for_layer: the layer, or layers, that will be asked for. Batch norm is folded into the convolutions for speed (same
             logits to 1e-5 of their spread), unless the output of such a layer would be lost by that.
 
@@ -91,9 +95,9 @@ def load_model(
             )
         if is_keras(model):
             return keras.live(model, preprocess=preprocess, labels=labels)
-        return adapt(model, preprocess=_function(preprocess), labels=labels)
+        return adapt(model, preprocess=_function(preprocess), labels=labels, task=task)
     known = given(model, weights, random_weights, num_classes, labels, preprocess, trust_code)
-    return _ready(build(model, known), for_layer)
+    return _for_task(_ready(build(model, known), for_layer), task)
 
 
 def given(
@@ -207,6 +211,20 @@ def sample_input(adapter: Adapter) -> torch.Tensor:
     """A seeded random input (1, 3, H, W) of the size that a loaded model expects."""
     width, height = adapter.provenance["preprocessing"]["size"]
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def _for_task(adapter: Adapter, task: Task) -> Adapter:
+    """The adapter of a classifier that is asked for something else."""
+    if task not in TASKS:
+        raise ModelError(f"task is {task!r}; expected one of {', '.join(TASKS[1:])}, or nothing to have it found")
+    if not task or task == adapter.task:
+        return adapter
+    if adapter.task or task not in ("classes", "labels", "regression", "embedding"):
+        raise ModelError(f"{adapter.name} is no model for the task {task}; leave it out, and what it does is found")
+    if task != "embedding" or adapter.black_box:
+        return dataclasses.replace(adapter, task=task)
+    module = without_head(adapter.module, sample_input(adapter), adapter.logits)
+    return dataclasses.replace(adapter, module=module, labels=None, task=task)
 
 
 def _ready(adapter: Adapter, for_layer: str | Sequence[str] | None) -> Adapter:

@@ -1,0 +1,112 @@
+"""Targets as a person types them: `cat`, `log:cat`, `down`, `like:b.jpg`, `instance:2`, `@120,80`, `cat@10,20,200,180`, `above:0.5`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sightline.data.images import read_mask
+from sightline.engine import boxes, regions
+from sightline.engine.asked import Asked, Target, TargetSpec
+from sightline.engine.likeness import similarity
+from sightline.engine.targets import above, binary, log_probability, regression, resolve
+from sightline.engine.tasks import task_of
+from sightline.errors import TargetError
+from sightline.models.adapter import Adapter
+from sightline.models.view import View
+
+
+def spoken(text: str) -> TargetSpec:
+    """The target that a text stands for; one that is none of the forms is a class's name.
+
+    Raises:
+        TargetError: a form with something in it that it can't have.
+    """
+    how, colon, rest = text.partition(":")
+    if colon and how in _HOW:
+        return _HOW[how](rest.strip())
+    if text in ("for", "against"):
+        return _unless_a_class(text, binary(text == "for"))
+    if text in ("up", "down"):
+        return _unless_a_class(text, regression(up=text == "up"))
+    name, at, place = text.rpartition("@")
+    if at:
+        return _unless_a_class(text, _at(name.strip() or None, place.strip()))
+    return text
+
+
+def _number(text: str, form: str) -> int:
+    if not text.isdecimal():
+        raise TargetError(f"{form}:{text[:60]}; expected a number from 1, such as {form}:1")
+    return int(text)
+
+
+def _share(text: str) -> Target:
+    try:
+        return above(float(text))
+    except ValueError:
+        raise TargetError(f"above:{text[:60]}; expected a probability, such as above:0.5") from None
+
+
+def _word(text: str) -> TargetSpec:
+    return _number(text, "word") - 1 if text.isdecimal() else text
+
+
+_HOW: dict[str, Callable[[str], TargetSpec]] = {
+    "log": lambda name: log_probability(int(name) if name.isdecimal() else name or None),
+    "up": lambda name: regression(int(name) if name.isdecimal() else name or None),
+    "down": lambda name: regression(int(name) if name.isdecimal() else name or None, up=False),
+    "like": lambda file: similarity(file),
+    "instance": lambda number: boxes.instance(_number(number, "instance")),
+    "word": _word,
+    "above": _share,
+}
+
+
+def _at(name: str | None, place: str) -> Target:
+    """A class, or what is there, at a point, in a box or in a region."""
+    label = int(name) if name is not None and name.isdecimal() else name
+    numbers = re.split(r"\s*,\s*", place)
+    try:
+        values = [float(one) for one in numbers]
+    except ValueError:
+        values = []
+    if len(values) == 2:
+        return regions.segment(label, point=(values[0], values[1]))
+    if len(values) == 4:
+        corners = (values[0], values[1], values[2], values[3])
+        return _by_task({"detection": boxes.box(corners, label)}, regions.segment(label, box=corners))
+    if values or not Path(place).suffix:
+        raise TargetError(
+            f"@{place[:80]}; expected a point @X,Y, a box @LEFT,TOP,RIGHT,BOTTOM, or the file of a mask @MASK.png, in pixels of the photograph"
+        )
+    return regions.segment(label, region=read_mask(place))
+
+
+def _by_task(targets: dict[str, Target], otherwise: Target) -> Target:
+    def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        return resolve(targets.get(task_of(adapter, output), otherwise), adapter, output, image, view)
+
+    return _of_model(resolved)
+
+
+def _unless_a_class(text: str, target: Target) -> Target:
+    """A class of exactly this name is meant where the model has one."""
+
+    def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        known = text.casefold() in (one.casefold() for one in adapter.labels or ())
+        return resolve(text if known else target, adapter, output, image, view)
+
+    return _of_model(resolved)
+
+
+def _of_model(resolved: Any) -> Target:
+    def unresolved(_output: Any) -> Tensor:
+        raise TargetError("this target needs the model beside its output")
+
+    unresolved.resolved = resolved  # type: ignore[attr-defined]
+    return unresolved

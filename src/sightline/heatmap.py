@@ -25,7 +25,7 @@ from sightline.metrics.measure import Settings, as_mask, asked_again, check_metr
 from sightline.metrics.registry import Measured
 from sightline.models.adapter import INPUT
 from sightline.models.view import View
-from sightline.render.marks import marked
+from sightline.render.marks import marked, numbered
 from sightline.render.overlay import FILLED, Superpixels, Values, hatch, heat, overlay
 from sightline.render.panel import Key, Tile, fitted, percent, sheet
 from sightline.render.plots import Line, curves
@@ -37,6 +37,8 @@ SCHEMA = "sightline.bundle/1"
 ALL_LAYERS = "all layers"
 # What these methods call their superpixels and standard errors in a map's details, and those that have superpixels.
 SEGMENTS, ERROR, CONVERGENCE = "segments", "standard error", "convergence"
+_SHOWN = 0.3  # the score from which a box is drawn on the photograph beside those that are explained
+_FINE = 100  # cells along a side from which on single ones are specks
 OF_SUPERPIXELS = ("kernel-shap", "lime")
 # What one value of these maps says; of others it follows from the map.
 _UNITS = {
@@ -140,8 +142,10 @@ class Heatmap:
 
     @property
     def style(self) -> str:
-        """How the map is drawn when nobody says how: superpixels where it is made of some, faded where each pixel has a value, else heat."""
-        return "superpixels" if SEGMENTS in self.details else "faded" if self.per_pixel else "heat"
+        """How the map is drawn when nobody says how: superpixels where it is made of some, faded where its cells are specks, else heat."""
+        if SEGMENTS in self.details:
+            return "superpixels"
+        return "faded" if self.per_pixel or max(self.raw.shape) >= _FINE else "heat"
 
     def overlay(self, style: str | None = None, *, colormap: str | None = None) -> Image.Image:
         """The map on the photograph, at its full size.
@@ -157,7 +161,7 @@ class Heatmap:
         photo, values = self._small()
         colours = heat(values, self.scale, signed=self.signed, colormap=colormap)
         tiles = [
-            Tile(marked(photo, self.mark, self.photo.size), "photograph", self._size_note()),
+            Tile(marked(self._found(), self.mark, self.photo.size), "photograph", self._size_note()),
             Tile(hatch(colours, photo, values), "heat map"),
             Tile(_tile(self, style, colormap), "overlay"),
             *_compared_with([self]),
@@ -334,6 +338,11 @@ class Heatmap:
         photo = fitted(self.photo)
         return photo, dataclasses.replace(self.view, photo=photo.size).place(self.raw)
 
+    def _found(self) -> Image.Image:
+        """The photograph at a tile's size, with the boxes that the model found, numbered."""
+        boxes = [one.box for one in self.predictions if one.box is not None and one.probability >= _SHOWN]
+        return numbered(self._small()[0], boxes, self.photo.size)
+
     def _small_overlay(self) -> Image.Image:
         return _tile(self, None, None)
 
@@ -383,10 +392,10 @@ def side_by_side(
     if len(heatmaps) > 1 and all(len(line) == 1 for line in lines):  # one target, many maps: not a tower
         flat = [line[0] for line in lines]
         if len(photos) == 1:
-            flat.insert(0, Tile(first._small()[0], "photograph", first._size_note()))
+            flat.insert(0, Tile(first._found(), "photograph", first._size_note()))
         lines = [flat[start : start + 4] for start in range(0, len(flat), 4)]
     elif len(photos) == 1:
-        photo = first._small()[0]
+        photo = first._found()
         lines[0].insert(0, Tile(photo, "photograph", first._size_note()))
         for line in lines[1:]:  # empty, so that the columns stay under each other
             line.insert(0, Tile(Image.new("RGB", photo.size, "white"), ""))

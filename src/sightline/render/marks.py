@@ -1,11 +1,12 @@
-"""What a target means, drawn on the photograph: a box, a point, the outline of a region."""
+"""What a target means, drawn on the photograph: a box, a point, the outline of a region; and what the model found."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from sightline.engine.asked import Mark
 
@@ -44,8 +45,28 @@ def marked(drawn: Image.Image, mark: Mark | None, photo: tuple[int, int]) -> Ima
     return drawn
 
 
+def numbered(photo: Image.Image, boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> Image.Image:
+    """A picture of the whole photograph with the boxes that the model found, numbered from 1; `size` is the photograph's own."""
+    if not boxes:
+        return photo
+    drawn = photo.copy()
+    pen = ImageDraw.Draw(drawn)
+    across, down = drawn.width / size[0], drawn.height / size[1]
+    font = ImageFont.load_default(max(11, round(max(drawn.size) / 28)))
+    for number, box in reversed([*enumerate(boxes, 1)]):  # the surest lies on top
+        left, top, right, bottom = (round(one * scale) for one, scale in zip(box, (across, down) * 2, strict=True))
+        left, top = max(0, left), max(0, top)
+        right, bottom = max(left + 1, min(right, drawn.width - 1)), max(top + 1, min(bottom, drawn.height - 1))
+        pen.rectangle((left, top, right, bottom), outline=_DARK, width=3)
+        pen.rectangle((left + 1, top + 1, max(left + 1, right - 1), max(top + 1, bottom - 1)), outline=_LIGHT)
+        text = pen.textbbox((left + 4, top + 2), str(number), font=font)
+        pen.rectangle((text[0] - 3, text[1] - 2, text[2] + 3, text[3] + 2), fill=_DARK)
+        pen.text((left + 4, top + 2), str(number), font=font, fill=_LIGHT)
+    return drawn
+
+
 def _outline(drawn: Image.Image, region: np.ndarray[Any, Any], thick: int) -> None:
     mask = Image.fromarray(np.where(region, 255, 0).astype(np.uint8)).resize(drawn.size, Image.Resampling.NEAREST)
-    for reach, ink in ((2 * thick, _DARK), (thick, _LIGHT)):
+    for reach, ink in ((thick, _DARK), (max(1, thick // 2), _LIGHT)):
         wide = mask.filter(ImageFilter.MaxFilter(2 * reach + 1))
         drawn.paste(ink, mask=Image.composite(Image.new("L", mask.size), wide, mask))

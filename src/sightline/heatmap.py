@@ -25,7 +25,7 @@ from sightline.metrics.measure import Settings, as_mask, asked_again, check_metr
 from sightline.metrics.registry import Measured
 from sightline.models.adapter import INPUT
 from sightline.models.view import View
-from sightline.render.marks import marked, numbered
+from sightline.render.marks import marked, numbered, outlined
 from sightline.render.overlay import FILLED, Superpixels, Values, hatch, heat, overlay
 from sightline.render.panel import Key, Tile, fitted, percent, sheet
 from sightline.render.plots import Line, curves
@@ -437,6 +437,7 @@ def viewer(heatmaps: Sequence[Heatmap], *, style: str | None = None) -> dict[str
             scale=one.scale,
             group=" ".join(_group(one)),
             signed=one.signed,
+            mark=outlined(one.mark, one.photo.size),
         )
         for one in heatmaps
     ]

@@ -17,15 +17,21 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from sightline.bundle import png
+from sightline.bundle import png, unicode_text
+from sightline.engine.asked import TargetSpec
+from sightline.engine.boxes import instance
 from sightline.engine.probe import Progress
+from sightline.engine.regions import pixel_logits
+from sightline.engine.spoken import spoken
 from sightline.engine.targets import resolve, table
+from sightline.engine.tasks import task_of
 from sightline.errors import ImageError, ModelError, SightlineError, TargetError
 from sightline.flow import Look, compare, look
 from sightline.heatmap import Heatmap, cautions, save, share_scale, viewer
 from sightline.methods.registry import ONE_PASS, default, find
-from sightline.models.adapter import Adapter
+from sightline.models.adapter import Adapter, Task
 from sightline.models.layers import candidates
+from sightline.render.panel import percent
 from sightline.trust import TrustCard
 
 LARGEST = 2400  # pixels of the longer side of what is shown and saved
@@ -59,12 +65,13 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the page shows: the maps, and in which words."""
+    """What the page shows: the maps, in which words, and what can be clicked in them (boxes, places, words)."""
 
     maps: tuple[Heatmap, ...]
     target: str
     sentence: str
     notices: tuple[str, ...]
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +180,24 @@ def _shown(looked: Look) -> Look:
 
 
 def class_names(looked: Look) -> list[str]:
-    """A name for each class of the model, no two alike."""
+    """A name for each thing that can be asked for: classes, boxes in their order, words; no two alike."""
+    task = _task(looked)
+    if task == "detection":
+        return [f"{number}: {one.label}" for number, one in enumerate(looked.predictions, 1)]
+    if task == "segmentation":
+        return _unlike([looked.adapter.label(at) for at in range(pixel_logits(looked.captures[0].output).shape[1])])
+    if task in ("regression", "embedding"):
+        return []
     try:
         count = table(looked.captures[0].output).shape[1]
     except SightlineError:
         return []
-    names = [looked.adapter.label(index) for index in range(count)]
+    if task == "words":
+        return [f"{number}: {looked.adapter.label(number - 1)}" for number in range(1, count + 1)]
+    return _unlike([looked.adapter.label(index) for index in range(count)])
+
+
+def _unlike(names: Sequence[str]) -> list[str]:
     twice = {name for name, times in Counter(names).items() if times > 1}
     return [f"{name} ({index})" if name in twice else name for index, name in enumerate(names)]
 
@@ -199,6 +218,8 @@ def layer_names(offer: Offer, model: str, looked: Look) -> list[str]:
 def predictions(looked: Look, most: int = 10) -> dict[str, float]:
     """What the model says, most probable first."""
     names = class_names(looked)
+    if _task(looked) in ("detection", "words"):
+        return {name: one.probability for name, one in zip(names, looked.predictions[:most], strict=False)}
     return {names[one.index]: one.probability for one in looked.predictions[:most]}
 
 
@@ -211,7 +232,7 @@ def as_data(answer: Answer) -> dict[str, Any]:
         for pane in part["panes"] if several else []:
             pane["note"] = f"{model}: {pane['note']}"
             pane["group"] = f"{model} {pane['group']}"
-    data = {**parts[0], "panes": [pane for part in parts for pane in part["panes"]]}
+    data = {**parts[0], "panes": [pane for part in parts for pane in part["panes"]], **answer.choices}
     return {"viewer": data, "sentence": answer.sentence, "notices": list(answer.notices), "problem": ""}
 
 
@@ -251,20 +272,36 @@ def as_python(question: Question, answer: Answer) -> str:
     layer = "all" if question.mode == "layers" else question.layer
     groups = _by_model(answer)
     for number, (model, maps) in enumerate(groups.items(), 1):
-        targets = [one.index for one in {one.index: one for one in maps}.values()]
+        targets = ", ".join({one.label: _in_python(one) for one in maps}.values())
         said = ", ".join(dict.fromkeys(one.label for one in maps))
         lines += [
             f"model = sightline.load_model({model!r})",
             "maps = sightline.compare(",
             f"    {photo!r}, model,",
             f"    methods={list(dict.fromkeys(one.method for one in maps))!r},",
-            f"    targets={targets!r},  # {said}",
+            f"    targets=[{targets}],  # {said}",
             *([f"    layer={layer!r},"] if layer else []),
             ")",
             f'sightline.save(maps, "sightline-out/{Path(photo).stem}{"" if len(groups) == 1 else f"-{number}"}")',
             "",
         ]
     return "\n".join(lines)
+
+
+def _in_python(one: Heatmap) -> str:
+    """The target of a map, as Python has it."""
+    if one.index is not None:
+        return repr(one.index)
+    mark = one.mark
+    if mark is None or mark.text:
+        return "None"
+    if mark.point is not None:
+        name = one.label.rpartition(" at ")[0]
+        return f"sightline.segment({name!r}, point=({mark.point[0]:g}, {mark.point[1]:g}))"
+    number, colon, _ = one.label.partition(": ")
+    if mark.box is not None and colon and number.isdecimal():
+        return f"sightline.instance({number})"
+    return repr(one.label)
 
 
 def overlay_address(heatmap: Heatmap) -> str:
@@ -274,9 +311,9 @@ def overlay_address(heatmap: Heatmap) -> str:
 
 def _one(offer: Offer, question: Question, progress: Progress) -> Answer:
     looked = look_at(offer, question.model, question.picture, question.layer)
-    targets = [_index(looked, question.target)]
+    targets: list[TargetSpec] = [_target(looked, question.target)]
     if question.beside:
-        targets.append(_index(looked, question.beside))
+        targets.append(_target(looked, question.beside))
     maps = compare(looked, methods=[question.method or None], targets=targets, progress=progress)
     first = maps[0]
     if not find(first.method).class_specific:
@@ -285,14 +322,16 @@ def _one(offer: Offer, question: Question, progress: Progress) -> Answer:
         bright = "Red places raised it, blue ones lowered it" if first.signed else "Bright places raised it"
         second = f" next to that for {maps[1].label!r}, on one scale" if len(maps) > 1 else ""
         sentence = f"The model's score for {first.label!r}{second}. {bright}."
-    return _answer(maps, f"{sentence} This shows what the score responded to, not what caused it.")
+    return _answer(maps, f"{sentence} This shows what the score responded to, not what caused it.", looked)
 
 
 def _methods(offer: Offer, question: Question, progress: Progress) -> Answer:
     looked = look_at(offer, question.model, question.picture, question.layer)
     if not question.methods:
         raise SightlineError("tick at least one method")
-    maps = compare(looked, methods=list(question.methods), targets=[_index(looked, question.target)], progress=progress)
+    maps = compare(
+        looked, methods=list(question.methods), targets=[_target(looked, question.target)], progress=progress
+    )
     return _answer(
         maps,
         f"{maps[0].label!r} by {len(maps)} methods. Each asks another question; where they disagree, none is to be believed by itself.",
@@ -306,7 +345,7 @@ def _layers(offer: Offer, question: Question, progress: Progress) -> Answer:
             f"{method.name} runs the network many times, too long for all layers; choose another method here"
         )
     looked = look_at(offer, question.model, question.picture, "all")
-    maps = compare(looked, methods=[method], targets=[_index(looked, question.target)])
+    maps = compare(looked, methods=[method], targets=[_target(looked, question.target)])
     return _answer(
         maps,
         f"{maps[0].label!r} by {method.name} at {len(maps)} layers, from the input to the output. "
@@ -319,7 +358,7 @@ def _models(offer: Offer, question: Question, progress: Progress) -> Answer:
         raise SightlineError("choose a second model; this server offers " + ", ".join(offer.models))
     looked = look_at(offer, question.model, question.picture)
     methods = [question.method or None]
-    (first,) = compare(looked, methods=methods, targets=[_index(looked, question.target)], progress=progress)
+    (first,) = compare(looked, methods=methods, targets=[_target(looked, question.target)], progress=progress)
     other = look_at(offer, question.second, question.picture)
     try:
         (second,) = compare(other, methods=methods, targets=[first.label], progress=progress)
@@ -340,20 +379,67 @@ _ANSWERS: dict[str, Callable[[Offer, Question, Progress], Answer]] = {
 }
 
 
-def _answer(maps: Sequence[Heatmap], sentence: str) -> Answer:
+def _answer(maps: Sequence[Heatmap], sentence: str, looked: Look | None = None) -> Answer:
     if len({one.model for one in maps}) == 1:
         maps = share_scale(maps)
-    return Answer(tuple(maps), maps[0].label, sentence, tuple(cautions(maps)))
+    choices = {} if looked is None else _choices(looked, maps)
+    return Answer(tuple(maps), maps[0].label, sentence, tuple(cautions(maps)), choices)
 
 
-def _index(looked: Look, shown: str | None) -> int | None:
-    """The class that a shown name stands for; the prediction for none."""
+def _choices(looked: Look, maps: Sequence[Heatmap]) -> dict[str, Any]:
+    """What of the picture or of the answer can be clicked, and what that asks for."""
+    task = _task(looked)
+    width, height = looked.photo.size
+    names = class_names(looked)
+    if task == "detection":
+        shares = [
+            [edge / side for edge, side in zip(one.box or (), (width, height) * 2, strict=True)]
+            for one in looked.predictions
+        ]
+        about = [f"{name}, {percent(one.probability)}" for name, one in zip(names, looked.predictions, strict=True)]
+        rows = zip(names, about, shares, strict=True)
+        return {
+            "boxes": [
+                {"number": str(number), "value": name, "text": unicode_text(text), "box": box}
+                for number, (name, text, box) in enumerate(rows, 1)
+            ]
+        }
+    if task == "segmentation":
+        return {"points": [width, height]}
+    if task == "words":
+        asked = {one.index for one in maps}
+        return {
+            "words": [
+                {
+                    "text": unicode_text(one.label),
+                    "value": name,
+                    "note": percent(one.probability),
+                    "chosen": one.index in asked,
+                }
+                for name, one in zip(names, looked.predictions, strict=True)
+            ]
+        }
+    return {}
+
+
+def _target(looked: Look, shown: str | None) -> TargetSpec:
+    """What a shown name or a typed target stands for; what the model says first for none."""
+    task = _task(looked)
     if not shown:
-        return looked.predictions[0].index if looked.predictions else None
+        plain = looked.predictions and task in ("classes", "labels")
+        return looked.predictions[0].index if plain else None
     names = class_names(looked)
     if shown in names:
-        return names.index(shown)
-    return resolve(shown, looked.adapter, looked.captures[0].output).index
+        at = names.index(shown)
+        return instance(at + 1) if task == "detection" else at
+    target = spoken(shown)
+    if isinstance(target, str) and task in ("classes", "labels"):
+        return resolve(target, looked.adapter, looked.captures[0].output).index
+    return target
+
+
+def _task(looked: Look) -> Task:
+    return task_of(looked.adapter, looked.captures[0].output)
 
 
 def _digest(picture: str) -> str:

@@ -45,6 +45,7 @@ TEMPLATE = """
 """
 ON_LOAD = """
 const show = () => window.sightlineAnswer(element, props.value);
+element.addEventListener('sightline-choose', (event) => trigger('select', { value: event.detail }));
 watch('value', show);
 show();
 """
@@ -256,6 +257,14 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             [target, *outputs],
             **watched,
         )
+
+        def placed(event: Any, visit: str, history: Any, *values: Any, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            """A box, a place or a word was clicked in the maps."""
+            given = dict(zip(NAMES, values, strict=True)) | {"target": str((event._data or {}).get("value", ""))[:200]}
+            return given["target"], *show(history, list(given.values()), visit, progress)
+
+        placed.__annotations__["event"] = gr.EventData
+        shown.select(placed, [visit, history, *asked], [target, *outputs], **watched)
         for tab, name in ((tab_one, "one"), (tab_methods, "methods"), (tab_layers, "layers"), (tab_models, "models")):
             then_answer(tab.select(lambda name=name: name, None, mode, **free))
         page.load(lambda: secrets.token_hex(8), None, visit, **free)

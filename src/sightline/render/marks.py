@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from sightline.engine.asked import Mark
 
 # A light line inside a dark one shows on any picture.
+_LINES = 128  # places along each side at which the outline of a region is looked up for the viewer
 _DARK, _LIGHT = (20, 20, 20), (120, 255, 220)
 
 
@@ -63,6 +64,28 @@ def numbered(photo: Image.Image, boxes: Sequence[Sequence[float]], size: tuple[i
         pen.rectangle((text[0] - 3, text[1] - 2, text[2] + 3, text[3] + 2), fill=_DARK)
         pen.text((left + 4, top + 2), str(number), font=font, fill=_LIGHT)
     return drawn
+
+
+def outlined(mark: Mark | None, photo: tuple[int, int]) -> dict[str, Any] | None:
+    """The mark for the viewer, in shares of the photograph's (width, height): "box", "point", "lines" around a region."""
+    if mark is None:
+        return None
+    width, height = photo
+    found: dict[str, Any] = {}
+    if mark.box is not None:
+        found["box"] = [one / side for one, side in zip(mark.box, (width, height) * 2, strict=True)]
+    if mark.point is not None:
+        found["point"] = [mark.point[0] / width, mark.point[1] / height]
+    if mark.region is not None and not mark.region.all():
+        from contourpy import contour_generator
+
+        small = Image.fromarray(np.where(mark.region, 255, 0).astype(np.uint8)).resize((_LINES, _LINES))
+        values = np.pad(np.asarray(small, np.float64) / 255, 1)  # so that lines close at the border
+        lines: Any = contour_generator(z=values).lines(0.5)
+        found["lines"] = [
+            [[round(float(at - 0.5) / _LINES, 4) for at in place] for place in line] for line in lines[:40]
+        ]
+    return found or None
 
 
 def _outline(drawn: Image.Image, region: np.ndarray[Any, Any], thick: int) -> None:

@@ -193,6 +193,61 @@
     pane.high.textContent = figure(pane.shownScale);
   }
 
+  // What a target is about, over the picture: a light line inside a dark one, in shares of the photograph.
+  function markOf(mark) {
+    const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg");
+    svg.setAttribute("class", "sightline-mark");
+    svg.setAttribute("viewBox", "0 0 1 1");
+    svg.setAttribute("preserveAspectRatio", "none");
+    svg.setAttribute("aria-hidden", "true");
+    const paths = (mark.lines || []).map((line) => "M" + line.map(([x, y]) => `${x} ${y}`).join("L"));
+    if (mark.box) {
+      const [left, top, right, bottom] = mark.box.map((one) => Math.min(Math.max(one, 0), 1));
+      paths.push(`M${left} ${top}H${right}V${bottom}H${left}Z`);
+    }
+    if (mark.point) {
+      const [x, y] = mark.point;
+      paths.push(`M${x - 0.03} ${y}H${x + 0.03}M${x} ${y - 0.03}V${y + 0.03}`);
+    }
+    for (const ink of ["dark", "light"]) {
+      const path = document.createElementNS(space, "path");
+      path.setAttribute("d", paths.join(""));
+      path.setAttribute("class", `sightline-${ink}`);
+      svg.append(path);
+    }
+    return svg;
+  }
+
+  // Tells whoever holds the viewer what a person chose in it.
+  function choose(from, value) {
+    from.dispatchEvent(new CustomEvent("sightline-choose", { bubbles: true, detail: value }));
+  }
+
+  // The boxes that a model found, to be clicked: the small ones lie on top of the large ones.
+  function boxesOf(boxes) {
+    const area = ({ box }) => (box[2] - box[0]) * (box[3] - box[1]);
+    return [...boxes].sort((one, other) => area(other) - area(one)).map((one) => {
+      const [left, top, right, bottom] = one.box.map((edge) => Math.min(Math.max(edge, 0), 1));
+      const button = make("button", { type: "button", class: "sightline-box", "aria-label": `explain ${one.text}`, title: one.text }, make("span", {}, one.number));
+      button.style.left = `${100 * left}%`;
+      button.style.top = `${100 * top}%`;
+      button.style.width = `${100 * (right - left)}%`;
+      button.style.height = `${100 * (bottom - top)}%`;
+      button.addEventListener("click", () => choose(button, one.value));
+      return button;
+    });
+  }
+
+  // The words of an answer, to be clicked; those that are explained are marked.
+  function wordsOf(words) {
+    const list = words.map((one) => {
+      const button = make("button", { type: "button", "aria-pressed": String(Boolean(one.chosen)), title: one.note }, one.text);
+      button.addEventListener("click", () => choose(button, one.value));
+      return button;
+    });
+    return make("p", { class: "sightline-words", "aria-label": "The model's answer: click a word to explain it" }, ...list);
+  }
+
   function select(label, options, value) {
     const list = make("select", {}, ...options.map(([name, text]) => make("option", { value: name }, text)));
     list.value = value;
@@ -234,7 +289,7 @@
     sameLabel.hidden = groups.size === data.panes.length;
     colourLabel.hidden = data.panes.every((pane) => pane.signed);
     const told = make("output", { class: "sightline-told", "aria-live": "polite" });
-    const hint = "Point at a picture to read its values, or choose it with the Tab key and use the arrow keys.";
+    const hint = (data.points ? "Click a place to ask for it. " : data.boxes ? "Click a box to ask for it. " : "") + "Point at a picture to read its values, or choose it with the Tab key and use the arrow keys.";
     told.textContent = hint;
 
     const panes = data.panes.map((pane) => {
@@ -248,7 +303,7 @@
       const figureElement = make(
         "figure", {},
         make("figcaption", {}, make("strong", {}, pane.title), make("span", {}, pane.note)),
-        make("div", { class: "sightline-picture" }, canvas, cross),
+        make("div", { class: "sightline-picture" }, canvas, ...(pane.mark ? [markOf(pane.mark)] : []), ...boxesOf(data.boxes || []), cross),
         make("div", { class: "sightline-scale" }, low, key, high, make("span", { class: "sightline-unit" }, pane.unit)),
       );
       return {
@@ -293,6 +348,11 @@
         const box = pane.canvas.getBoundingClientRect();
         point(((event.clientX - box.left) / box.width) * data.width, ((event.clientY - box.top) / box.height) * data.height);
       });
+      if (data.points) {
+        const told = ([x, y]) => choose(pane.canvas, `@${Math.round((x / data.width) * data.points[0])},${Math.round((y / data.height) * data.points[1])}`);
+        pane.canvas.addEventListener("click", () => at && told(at));
+        pane.canvas.addEventListener("keydown", (event) => event.key === "Enter" && at && told(at));
+      }
       pane.canvas.addEventListener("pointerleave", leave);
       pane.canvas.addEventListener("blur", leave);
       pane.canvas.addEventListener("keydown", (event) => {
@@ -318,6 +378,7 @@
     element.classList.add("sightline-viewer");
     element.replaceChildren(
       make("div", { class: "sightline-controls" }, styleLabel, colourLabel, strengthLabel, thresholdLabel, sameLabel),
+      ...(data.words ? [wordsOf(data.words)] : []),
       make("div", { class: panes.length > 4 ? "sightline-panes sightline-many" : "sightline-panes" }, ...panes.map((pane) => pane.element)),
       told,
     );

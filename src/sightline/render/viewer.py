@@ -29,6 +29,7 @@ class Pane(NamedTuple):
         raw: (h, w) unscaled.
         scale: the value that is drawn at full strength; panes of one `group` may share it.
         signed: whether values below 0 are shown.
+        mark: what the target is about, as `marks.outlined` gives it.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Pane(NamedTuple):
     scale: float
     group: str
     signed: bool
+    mark: Mapping[str, Any] | None = None
 
 
 def shrunk(photo: Image.Image) -> Image.Image:

@@ -202,6 +202,9 @@ def compare(
         looked = dataclasses.replace(looked, named=layer is not None)
         adapter = looked.adapter
     seen = looked.captures
+    known = dataclasses.replace(adapter, task=task_of(adapter, seen[0].output))
+    if None in methods and default(known) != default(adapter):  # what it does was only seen now
+        chosen = [find(default(known)) if one.name == default(adapter) else one for one in chosen]
     targets = expanded(targets, adapter, seen[0].output)
     asked = [per_image(target, adapter, seen[0].output, 1, looked.view) for target in targets]
     levels = bool(adapter.levels) and len(seen) == len(adapter.levels) and not looked.named

@@ -210,7 +210,7 @@ def layer_names(offer: Offer, model: str, looked: Look) -> list[str]:
     key = (model, tuple(x.shape))
     with offer.lock:
         if key not in offer.layers:
-            found = candidates(adapter.module, x, adapter.logits)
+            found = candidates(adapter.module, x, adapter.logits, mark=False)
             offer.layers[key] = [one.name for one in found if one.name not in adapter.folded]
         return offer.layers[key]
 

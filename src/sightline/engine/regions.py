@@ -91,7 +91,6 @@ def _resolved(
                 "To ask for it all the same, name a place: a point (@X,Y) or a region"
             )
         weights = own
-    share = float((weights.to(own) * own).sum() / weights.sum())
     weights = weights.to(logits)
 
     def score(output: Any) -> Tensor:
@@ -102,8 +101,7 @@ def _resolved(
         box=None if box is None else cast(Corners, tuple(float(one) for one in box)),
         region=None if point is not None or box is not None else placed(weights > 0.5, view),
     )
-    place = where if where else ""
-    return Asked(score, None, f"{adapter.label(chosen)}{place}", chance=share if place else None, mark=drawn)
+    return Asked(score, None, f"{adapter.label(chosen)}{where}", mark=drawn)
 
 
 def placed(inside: Tensor, view: View | None) -> np.ndarray[Any, np.dtype[np.bool_]]:

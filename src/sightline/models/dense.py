@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ def _encoder(module: nn.Module) -> str | None:
 
 
 def _is_dense(module: nn.Module, x: Tensor, logits: Callable[[Any], Any]) -> bool:
-    """Whether the output gives each place classes, rather than the picture."""
+    """Whether the output gives each place classes, or boxes, rather than the picture a class."""
     try:
         with isolated(x), torch.no_grad():
             output = logits(twin(module, {})(x.clone()))
@@ -137,4 +137,6 @@ def _is_dense(module: nn.Module, x: Tensor, logits: Callable[[Any], Any]) -> boo
         raise
     except Exception:
         return False  # what is wrong is said by whoever runs it next
+    if isinstance(output, list | tuple):
+        return bool(output) and all(isinstance(one, Mapping) and "boxes" in one for one in output)
     return isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1

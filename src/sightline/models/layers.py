@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -28,6 +28,7 @@ _MAPS = (
     nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.PixelShuffle,
 )  # fmt: skip
 _TRIES = 8
+_OTHER = 1e30  # how far outputs lie apart of which one has more values than the other
 Logits = Callable[[Any], Any]
 NOT_ALL = "not all that reaches the output goes through it"
 # What running has shown about the layers of a model, by (layer, size of the input, size that the user named). That a layer
@@ -90,13 +91,13 @@ def choose(
     return layer.name, layer.reason
 
 
-def candidates(model: nn.Module, x: Tensor, logits: Logits = unwrap) -> list[Layer]:
-    """Every layer that gives a grid larger than 1 x 1, in the order of the computation; the default one marked."""
+def candidates(model: nn.Module, x: Tensor, logits: Logits = unwrap, mark: bool = True) -> list[Layer]:
+    """Every layer that gives a grid larger than 1 x 1, in the order of the computation; with `mark` the default one is said."""
     events = _placed(model, x, _run(model, x, logits), logits)
-    try:
-        best: Layer | None = _chosen(model, events, x, logits)
-    except LayerError:
-        best = None
+    best: Layer | None = None
+    if mark:
+        with suppress(LayerError):
+            best = _chosen(model, events, x, logits)
     found = _usable(events)
     alive = _alive(model, x, found, logits)
     layers = [replace(_layer(event), alive=event.name in alive) for event in found]
@@ -484,6 +485,8 @@ def _silencer(model: nn.Module, x: Tensor, logits: Logits, events: Sequence[_Eve
             raise
         except Exception:
             return None  # the capture itself will say what is wrong, if anything is
+        if [part.shape for part in one] != [part.shape for part in other]:
+            return _OTHER  # as of a detector, which finds more in one picture than in another
         return max((float((a - b).abs().max()) for a, b in zip(one, other, strict=True) if a.numel()), default=0.0)
 
     generator = torch.Generator().manual_seed(0)

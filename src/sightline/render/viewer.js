@@ -344,7 +344,8 @@
       for (const pane of panes) pane.cross.hidden = true;
     }
     for (const pane of panes) {
-      pane.canvas.addEventListener("pointermove", (event) => {
+      const picture = pane.canvas.parentElement; // also where a box lies over the canvas
+      picture.addEventListener("pointermove", (event) => {
         const box = pane.canvas.getBoundingClientRect();
         point(((event.clientX - box.left) / box.width) * data.width, ((event.clientY - box.top) / box.height) * data.height);
       });
@@ -353,7 +354,7 @@
         pane.canvas.addEventListener("click", () => at && told(at));
         pane.canvas.addEventListener("keydown", (event) => event.key === "Enter" && at && told(at));
       }
-      pane.canvas.addEventListener("pointerleave", leave);
+      picture.addEventListener("pointerleave", leave);
       pane.canvas.addEventListener("blur", leave);
       pane.canvas.addEventListener("keydown", (event) => {
         const step = Math.max(1, Math.round(Math.max(data.width, data.height) / 40));

@@ -25,6 +25,7 @@ from sightline.methods.registry import (
     WHOLE,
     Function,
     Method,
+    check_of_volumes,
     check_options,
     check_possible,
     default,
@@ -79,7 +80,7 @@ def attribute(
 
     Args:
         x: (B, C, H, W), on the model's device and of its type; or what `capture` returned, and then only the part of the
-            model behind the layer is run.
+            model behind the layer is run. A film or volume (B, C, T, H, W) is explained by methods that treat all places alike.
         model: a module, adapter or function (see `adapt`); never changed.
         method: as in `explain`.
         target: one for all images, or a list with exactly one an image; None is each image's predicted class.
@@ -90,8 +91,8 @@ def attribute(
         max_calls: as in `explain`, for the whole batch.
 
     Returns:
-        (B, h, w) at the layer's resolution, unscaled, on the device and in the type of x. Not negative, except for
-        signed methods.
+        (B, h, w) at the layer's resolution, unscaled, on the device and in the type of x; (B, t, h, w) of films and volumes.
+        Not negative, except for signed methods.
 
     Raises:
         NonFiniteError: NaN or infinity somewhere; its `maps` hold the other images' maps.
@@ -101,8 +102,10 @@ def attribute(
     check_possible(chosen, adapter)
     budget = Budget(checked_calls(max_calls))
     if not isinstance(x, Capture):
-        check_input(x)
+        check_input(x, volumes=True)
         budget.spend(len(x))
+    if (x.input if isinstance(x, Capture) else x).dim() == 5:
+        check_of_volumes(chosen, options or {}, layer_names(layer))
     if chosen.needs in WANTED and not isinstance(x, Capture):
         for name in layer_names(layer):
             if name is not None:
@@ -128,18 +131,19 @@ def attribute(
     (group,) = layer_groups(chosen, len(seen), fuse=True)
     terms = Terms(options or {}, memory_mb, progress, budget)
     maps = [map_of(chosen, adapter, captured[at], asked, terms) for at in group]
-    return fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
+    found = fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
+    form = shown_to(chosen, captured[group[0]]).layout
+    return found if form is None else form.unfolded(found)
 
 
 def capture(x: Tensor, model: nn.Module | Adapter | Callable[[Tensor], Any], *, layer: str | None = None) -> Capture:
     """One pass, kept open: `attribute` then asks it for any class, margin or method at the price of the head alone.
 
     Args:
-        x: (B, C, H, W).
+        x: (B, C, H, W), or (B, C, T, H, W).
         model: as in `attribute`.
         layer: as in `explain`; "input" is x itself.
     """
-    check_input(x)
     return run_once(adapter_of(model), x, [layer])[0]
 
 
@@ -312,4 +316,5 @@ def _check_finite(method: Method, adapter: Adapter, captured: Capture | Attentio
     )
     rest = "" if len(bad) == len(good) else "; the other maps are in this error's .maps"
     kept = rectified(method, maps).masked_fill(~good[:, None, None], float("nan"))
+    kept = kept if captured.layout is None else captured.layout.unfolded(kept)
     raise NonFiniteError(f"NaN or infinity in {name}{where}{reason}{rest}", bad, kept.to(captured.input.dtype))

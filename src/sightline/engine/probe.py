@@ -104,7 +104,7 @@ def probe(
     """
     x, layer = seen.input, seen.layer
     form = seen.layout or Layout("maps", (seen.activations.shape[2], seen.activations.shape[3]))
-    check_input(x)
+    check_input(x, volumes=True)
     if len(x) != 1:
         raise ModelError(f"a probe asks about one image, not {len(x)}")
     if not isinstance(memory_mb, int | float) or not memory_mb > 0:
@@ -187,7 +187,7 @@ def probe(
                     # The layer works in place: whoever else holds that tensor must see what is put there, too.
                     if len(places) != len(part):
                         raise ModelError(f"layer {layer!r} works in place on one image")
-                    places.copy_(part)
+                    own.copy_(form.from_grid(part, own))
                     return output
                 return with_grid(output, form.from_grid(part, own))
 
@@ -197,7 +197,7 @@ def probe(
             return asked_with(x, grids)
         except ModelError:
             # A skip connection that is concatenated doesn't broadcast: give the trunk as many images.
-            return torch.cat(in_parts(grids, lambda part: asked_with(x.expand(len(part), -1, -1, -1), part)))
+            return torch.cat(in_parts(grids, lambda part: asked_with(x.expand(len(part), *x.shape[1:]), part)))
 
     def of_pixels(images: Tensor, rule: Ruled | None) -> tuple[Tensor, Tensor]:
         leaf = images.detach().requires_grad_()

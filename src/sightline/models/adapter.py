@@ -14,6 +14,7 @@ from sightline.errors import LayerError, ModelError
 from sightline.models import layers as layer_choice
 from sightline.models.black_box import BlackBox
 from sightline.models.given import Finding
+from sightline.models.held import holding
 from sightline.models.keras_module import is_keras
 from sightline.models.outputs import unwrap
 from sightline.models.preprocess import Preprocess, measured, specification
@@ -86,6 +87,8 @@ def adapt(
     logits: Callable[[Any], Any] | None = None,
     grid: tuple[int, int] | None = None,
     name: str | None = None,
+    explained: str | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """Makes any `nn.Module`, Keras model on the torch backend, or other function from pictures to scores explainable.
 
@@ -105,6 +108,9 @@ def adapt(
             {"logits": ...}, and a tuple, list or dict with one (B, K) tensor in it.
         grid: (rows, columns) of a transformer's patch tokens; found by running the model when left out, and checked so when given.
         name: what to call the model; its class name when left out.
+        explained: of a module with several inputs, the argument of its forward that gets the picture; the first when left out.
+        others: what the other arguments get, such as {"right": tensor}; they stay as they are. A tensor of one row is
+            repeated for each picture of a batch.
 
     Raises:
         ModelError: neither a module nor a function, or a module in which nothing can be captured honestly.
@@ -125,13 +131,17 @@ def adapt(
     take = preprocess if preprocess is None or specification(preprocess) else measured(preprocess)
     names = tuple(labels) if labels is not None else None
     if not isinstance(module, nn.Module):
-        if layers is not None or grid is not None or logits is not None:
+        if any(one is not None for one in (layers, grid, logits, explained, others)):
             raise ModelError(
-                "a function is a black box: layers, grid and logits are for modules; let it return the scores (N, K) themselves"
+                "a function is a black box: layers, grid, logits, explained and others are for modules; let it take the pictures alone "
+                "and return the scores (N, K) themselves"
             )
         name = name or getattr(module, "__name__", type(module).__name__).strip("<>")
         return black_box(name, module, preprocess=take, labels=names, provenance={"source": "user's function"})
     module, notes = unwrapped(module)
+    if explained is not None or others is not None:
+        module, note = holding(module, explained, others or {})
+        notes = (*notes, note)
     if isinstance(layers, str) or (layers is not None and len(layers) != 1):
         raise ModelError(f"layers={layers!r}; expected a list of one layer name, such as ['layer4']")
     if grid is not None and not _is_size(grid):

@@ -29,6 +29,7 @@ _HOME = {
     "attribute": "attribution",
     "audit_moved": "audit.moved",
     "audit_run": "audit.run",
+    "bands": "models.bands",
     "capture": "attribution",
     "combine": "methods.combine",
     "class_logit": "engine.targets",
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
     from sightline.metrics.registry import metric as metric
     from sightline.models.adapter import Adapter as Adapter
     from sightline.models.adapter import adapt as adapt
+    from sightline.models.bands import bands as bands
     from sightline.models.load import load_model as load_model
     from sightline.models.view import View as View
     from sightline.trust import TrustCard as TrustCard

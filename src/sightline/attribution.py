@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from sightline.data.images import ImageMeta, Source, read_bands, read_image
 from sightline.engine.attention import WANTED, AttentionCapture, attend
 from sightline.engine.capture import Capture, check_input, finite_images, of_image, of_input, toward
 from sightline.engine.capture import capture as run_once
@@ -33,6 +35,7 @@ from sightline.methods.registry import (
     run,
 )
 from sightline.models.adapter import INPUT, Adapter, adapt, like_weights
+from sightline.models.bands import bands_of, checked, shown
 from sightline.models.load import load_model
 from sightline.models.twin import submodule
 from sightline.models.view import View
@@ -151,6 +154,18 @@ def adapter_of(model: Model) -> Adapter:
     if isinstance(model, Adapter):
         return model
     return load_model(model) if isinstance(model, str | Path) else adapt(model)
+
+
+def opened(adapter: Adapter, image: Source) -> tuple[Image.Image, ImageMeta, Tensor, View]:
+    """A picture as a person is shown it, what is known of it, the model's input, and how it became that."""
+    of = bands_of(adapter.preprocess)
+    if of is None:
+        photo, meta = read_image(image)
+        return photo, meta, *input_of(adapter, photo)
+    found, meta = read_bands(image)
+    values = checked(found, of, meta["name"])
+    photo, note = shown(values, of)
+    return photo, {**meta, "notes": (*meta["notes"], note)}, *input_of(adapter, values)
 
 
 def input_of(adapter: Adapter, photo: Any) -> tuple[Tensor, View]:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import IO, Any, TypedDict
 
 import numpy as np
+from numpy.lib import format as npy
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
+from sightline._optional import optional
 from sightline._quiet import quiet
 from sightline.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PIXELS = 100_000_000
+# Of pictures of many bands; about 1 GB as the floats that a model takes.
+MAX_VALUES = 250_000_000
+_MAX_HEADER = 10_000  # bytes of a .npy file before its numbers
 _MAX_SCANS = 100
 _ON_WHITE = "transparency laid on white"
 
@@ -85,6 +91,99 @@ def read_image(
             raise
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         raise ImageError(f"{path} can't be opened: {reason}") from error
+
+
+def read_bands(source: Source, *, max_values: int = MAX_VALUES) -> tuple[np.ndarray[Any, Any], ImageMeta]:
+    """Opens numbers of any number of bands: array (H, W) or (H, W, n), .npy file, or multi-band TIFF; as they are.
+
+    Raises:
+        ImageError: anything else, whatever the bytes are.
+        MissingExtraError: a TIFF, without the extra `bands`.
+    """
+    if isinstance(source, np.ndarray):
+        return _bands_of(source, "array", None, max_values)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"{type(source).__name__} holds no bands; expected an array (H, W, n), a .npy file or a multi-band TIFF"
+        )
+    path = Path(source)
+    kind = path.suffix.lower()
+    if kind not in (".npy", ".tif", ".tiff"):
+        raise ImageError(
+            f"{path} ends in {kind or 'nothing'}; bands are read from .npy, .tif and .tiff, or given as an array (H, W, n)"
+        )
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(f"{path} is not a regular file")
+        with open(path, "rb") as file:
+            read = _npy if kind == ".npy" else _tiff
+            return _bands_of(read(file, str(path), max_values), str(path), kind[1:].upper(), max_values)
+    except OSError as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+        raise ImageError(f"{path} can't be opened: {reason}") from error
+
+
+def _bands_of(
+    values: np.ndarray[Any, Any], name: str, kind: str | None, max_values: int
+) -> tuple[np.ndarray[Any, Any], ImageMeta]:
+    _check_bands(values.shape, values.dtype, name, max_values)
+    size = (values.shape[1], values.shape[0])
+    return values, {"name": name, "format": kind, "mode": str(values.dtype), "size": size, "notes": ()}
+
+
+def _check_bands(shape: tuple[int, ...], dtype: Any, name: str, max_values: int) -> None:
+    """Refuses what is no picture of numbers, before any of it is read."""
+    if dtype.kind not in "buif":
+        raise ImageError(f"{name} holds {dtype}, which are no real numbers; expected integers, floats or bool")
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise ImageError(f"{name} has the shape {shape}; expected (H, W) or (H, W, bands)")
+    if math.prod(shape) > max_values:
+        raise ImageError(
+            f"{name} has {math.prod(shape):,} values; the limit is {max_values:,}. Cut it into parts first"
+        )
+
+
+def _npy(file: IO[bytes], name: str, max_values: int) -> np.ndarray[Any, Any]:
+    try:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file, max_header_size=_MAX_HEADER)
+    except (ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ImageError(f"{name} is no .npy file that can be read: {str(error)[:200]}") from error
+    _check_bands(shape, dtype, name, max_values)
+    file.seek(0)
+    try:
+        found: np.ndarray[Any, Any] = npy.read_array(file, allow_pickle=False, max_header_size=_MAX_HEADER)
+    except (ValueError, EOFError, MemoryError) as error:
+        raise ImageError(f"{name} is broken: {str(error)[:200]}") from error
+    return found
+
+
+def _tiff(file: IO[bytes], name: str, max_values: int) -> np.ndarray[Any, Any]:
+    """The first series of a TIFF, its bands last."""
+    tifffile = optional("tifffile", "bands", "reading a multi-band TIFF")
+    try:
+        with tifffile.TiffFile(file) as opened:
+            series = opened.series[0]
+            axes, shape = series.axes, tuple(series.shape)
+            _check_bands(shape, np.dtype(series.dtype or "O"), name, max_values)
+            if {"Y", "X"} - set(axes):
+                raise ImageError(
+                    f"{name} has the axes {axes}; expected rows and columns (Y, X), and one axis of bands beside them"
+                )
+            values = series.asarray()
+    except (ImageError, OSError):
+        raise
+    except Exception as error:  # a hostile file makes the decoder raise whatever it likes
+        if "imagecodecs" in str(error):
+            raise ImageError(
+                f"{name} is compressed in a way that needs one more package: pip install imagecodecs, or save it with deflate or uncompressed"
+            ) from error
+        raise ImageError(f"{name} is no TIFF that can be read: {str(error)[:200] or type(error).__name__}") from error
+    order = [axes.index("Y"), axes.index("X"), *(at for at, axis in enumerate(axes) if axis not in "YX")]
+    return np.asarray(values).transpose(order)
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.errors import LayerError, ModelError
 from sightline.models import layers as layer_choice
+from sightline.models.bands import bands_of, plain
 from sightline.models.black_box import BlackBox
 from sightline.models.given import Finding
 from sightline.models.held import holding
@@ -82,7 +83,7 @@ def adapt(
     module: nn.Module | Callable[[Tensor], Any],
     *,
     layers: Sequence[str] | None = None,
-    preprocess: Callable[[Image.Image], Any] | None = None,
+    preprocess: Callable[[Any], Any] | None = None,
     labels: Sequence[str] | None = None,
     logits: Callable[[Any], Any] | None = None,
     grid: tuple[int, int] | None = None,
@@ -100,7 +101,7 @@ def adapt(
             array or a list. It is called without a graph, with several pictures at once; whether several threads may call it at
             once is its own matter.
         layers: the target layer, as [name]; chosen by running the model when left out.
-        preprocess: from a PIL picture to a float tensor (C, H, W), such as torchvision's evaluation transforms.
+        preprocess: from a PIL picture to a float tensor (C, H, W), such as torchvision's evaluation transforms; or `bands`.
             Where the tensor lies on the picture is found by measuring it; it may also return (tensor, View).
             Without it, only `attribute` (tensors) works.
         labels: class names by index.
@@ -128,7 +129,9 @@ def adapt(
         )
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise ModelError("labels must be a list of names, one a class")
-    take = preprocess if preprocess is None or specification(preprocess) else measured(preprocess)
+    take = preprocess
+    if take is not None and not specification(take) and not bands_of(take):
+        take = measured(take)
     names = tuple(labels) if labels is not None else None
     if not isinstance(module, nn.Module):
         if any(one is not None for one in (layers, grid, logits, explained, others)):
@@ -150,7 +153,8 @@ def adapt(
     if chosen is not None:
         submodule(module, chosen)
     if chosen is None and take is not None:
-        x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
+        of = bands_of(take)
+        x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)) if of is None else plain(of, 256))
         try:
             chosen, reason = layer_choice.choose(module, like_weights(x[None], module), logits or unwrap, grid)
         except ModelError as error:

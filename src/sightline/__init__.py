@@ -38,6 +38,7 @@ _HOME = {
     "evaluate": "evaluation",
     "explain": "flow",
     "explain_all": "batch.run",
+    "explain_tiles": "tiles",
     "list_methods": "methods",
     "list_metrics": "metrics",
     "load_model": "models.load",
@@ -115,4 +116,5 @@ if TYPE_CHECKING:
     from sightline.models.bands import bands as bands
     from sightline.models.load import load_model as load_model
     from sightline.models.view import View as View
+    from sightline.tiles import explain_tiles as explain_tiles
     from sightline.trust import TrustCard as TrustCard

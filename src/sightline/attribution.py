@@ -37,6 +37,7 @@ from sightline.methods.registry import (
 from sightline.models.adapter import INPUT, Adapter, adapt, like_weights
 from sightline.models.bands import bands_of, checked, shown
 from sightline.models.load import load_model
+from sightline.models.preprocess import Preprocess
 from sightline.models.twin import submodule
 from sightline.models.view import View
 
@@ -156,26 +157,31 @@ def adapter_of(model: Model) -> Adapter:
     return load_model(model) if isinstance(model, str | Path) else adapt(model)
 
 
-def opened(adapter: Adapter, image: Source) -> tuple[Image.Image, ImageMeta, Tensor, View]:
-    """A picture as a person is shown it, what is known of it, the model's input, and how it became that."""
+def opened(adapter: Adapter, image: Source) -> tuple[Image.Image, ImageMeta, Any]:
+    """A picture as a person is shown it, what is known of it, and the same as the model's preprocessing takes it."""
     of = bands_of(adapter.preprocess)
     if of is None:
         photo, meta = read_image(image)
-        return photo, meta, *input_of(adapter, photo)
+        return photo, meta, photo
     found, meta = read_bands(image)
     values = checked(found, of, meta["name"])
     photo, note = shown(values, of)
-    return photo, {**meta, "notes": (*meta["notes"], note)}, *input_of(adapter, values)
+    return photo, {**meta, "notes": (*meta["notes"], note)}, values
 
 
 def input_of(adapter: Adapter, photo: Any) -> tuple[Tensor, View]:
+    """The model's input (1, C, H, W), and how the picture became that."""
+    x, view = preprocess_of(adapter)(photo)
+    return like_weights(x[None], adapter.module), view
+
+
+def preprocess_of(adapter: Adapter) -> Preprocess:
     if adapter.preprocess is None:
         raise ModelError(
             f"{adapter.name} comes without preprocessing, so that no photograph can be fed to it: "
             "sightline.adapt(module, preprocess=function), or sightline.attribute for ready tensors"
         )
-    x, view = adapter.preprocess(photo)
-    return like_weights(x[None], adapter.module), view
+    return adapter.preprocess
 
 
 @dataclass(frozen=True, eq=False)

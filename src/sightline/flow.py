@@ -19,6 +19,7 @@ from sightline.attribution import (
     adapter_of,
     checked_calls,
     fused,
+    input_of,
     layer_groups,
     layer_names,
     layers_for,
@@ -243,7 +244,8 @@ def look(image: Source, model: Model = "bundled", *, layer: str | Sequence[str] 
     adapter = adapter_of(model)
     if layer == "all" and adapter.black_box:
         raise LayerError(no_layers(adapter))
-    photo, meta, x, view = opened(adapter, image)
+    photo, meta, given = opened(adapter, image)
+    x, view = input_of(adapter, given)
     seen = run_once(
         adapter,
         x,

@@ -262,7 +262,10 @@ class Heatmap:
 
     def _known_origin(self) -> Origin:
         if self.origin is None:
-            raise ModelError("this map no longer knows its model (it was stored); explain the picture again")
+            raise ModelError(
+                "this map no longer knows a model and one input to ask about again: it was stored, or joined of tiles or frames; explain "
+                "the picture again"
+            )
         return self.origin
 
     def save(

@@ -36,6 +36,7 @@ ORDER = (
     "agreements",
     "concept",
     "flow",
+    "tiles",
     "identity",
     "evaluation",
     "batch",

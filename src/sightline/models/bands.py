@@ -81,7 +81,12 @@ def bands(
     if min(spread) <= 0:
         raise ModelError(f"std is {std!r}; expected numbers above 0")
     whole = None if size is None else (size[0], size[1])
-    return partial(_banded, bands=Bands(known, _display(display, known), whole, fit, middle, spread))
+    return preparing(Bands(known, _display(display, known), whole, fit, middle, spread))
+
+
+def preparing(of: Bands) -> Preprocess:
+    """The preprocessing of such bands; a function of this module, so that it can be told from others."""
+    return partial(_banded, bands=of)
 
 
 def bands_of(preprocess: Any) -> Bands | None:

@@ -15,6 +15,7 @@ _HOME = {
     "AttentionCapture": "engine.attention",
     "Capture": "engine.capture",
     "Concepts": "concept",
+    "Frames": "frames",
     "Heatmap": "heatmap",
     "Look": "flow",
     "Measured": "metrics.registry",
@@ -38,6 +39,7 @@ _HOME = {
     "evaluate": "evaluation",
     "explain": "flow",
     "explain_all": "batch.run",
+    "explain_frames": "frames",
     "explain_tiles": "tiles",
     "list_methods": "methods",
     "list_metrics": "metrics",
@@ -98,6 +100,8 @@ if TYPE_CHECKING:
     from sightline.flow import concepts as concepts
     from sightline.flow import explain as explain
     from sightline.flow import look as look
+    from sightline.frames import Frames as Frames
+    from sightline.frames import explain_frames as explain_frames
     from sightline.heatmap import Heatmap as Heatmap
     from sightline.heatmap import save as save
     from sightline.heatmap import share_scale as share_scale

@@ -163,7 +163,7 @@ class Heatmap:
             heading=f"{Path(self.image).name}: {self.title()}",
             captions=[f"The model says: {says}", self.caption(), *_about_style([self], style), *_about_signs([self])],
             warnings=self.warnings,
-            keys=[_key(self, colormap)],
+            keys=[key_of(self, colormap)],
         )
 
     def title(self) -> str:
@@ -593,7 +593,7 @@ def _at_input(shown: Sequence[Heatmap]) -> str:
 def _keys(shown: Sequence[Heatmap], same_scale: bool, colormap: str | None) -> list[Key]:
     found = {((*_group(one), one.signed) if same_scale else id(one)): one for one in shown}
     if len(found) <= 3:
-        return [_key(one, colormap) for one in found.values()]
+        return [key_of(one, colormap) for one in found.values()]
     end = "value at which colours end" if any(one.clip() for one in shown) else "highest value"
     label = f"share of the {end}" + (", one for each method's unit and layer" if same_scale else ", one for each map")
     return [
@@ -643,7 +643,8 @@ def _unit(one: Heatmap) -> str:
     return _UNITS.get(one.method, f"in units of the score, per {of}")
 
 
-def _key(one: Heatmap, colormap: str | None) -> Key:
+def key_of(one: Heatmap, colormap: str | None) -> Key:
+    """The colour key of one map."""
     label = f"{_unit(one)}{'; ' if one.clip() else ''}{one.clip()}"
     return Key(-one.scale if one.signed else 0.0, one.scale, label, one.signed, colormap)
 

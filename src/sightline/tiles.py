@@ -465,6 +465,9 @@ def _about_class(asked: Asked, target: TargetSpec, adapter: Adapter, shares: Seq
     best = int(mean.argmax())
     if target is None:
         said += ", the highest of all classes"
+        surest = int(every.argmax()) % every.shape[1]
+        if surest != asked.index:
+            said += f"; the surest tile says {adapter.label(surest)!r} ({percent(float(every.max()))})"
     elif best != asked.index:
         said += f"; the highest mean is that of {adapter.label(best)!r} ({percent(float(mean[best]))})"
     return [said]

@@ -37,6 +37,7 @@ ORDER = (
     "concept",
     "flow",
     "tiles",
+    "frames",
     "identity",
     "evaluation",
     "batch",

@@ -11,10 +11,11 @@ from PIL import Image
 from torch import nn
 
 import sightline
+from sightline.engine.targets import Asked
 from sightline.errors import LayerError, MethodError, ModelError
 from sightline.models.preprocess import standard
 from sightline.testing import networks
-from sightline.tiles import axis_of
+from sightline.tiles import _about_class, axis_of
 
 SIDE, CELLS = 32, 8
 
@@ -102,6 +103,14 @@ def test_the_class_is_that_of_the_highest_mean_probability_over_tiles(photo: Any
     assert any(f"is what the model says of {first} of {len(inputs)} tiles" in one for one in found.warnings)
     other = sightline.explain_tiles(photo, model, target=(found.index + 1) % 3)
     assert any("the highest mean is that of" in one for one in other.warnings)
+
+
+def test_a_class_of_which_one_tile_is_surer_than_of_the_class_of_all_is_named() -> None:
+    every = [torch.tensor([[0.5, 0.4, 0.1], [0.5, 0.45, 0.05], [0.35, 0.05, 0.6]])]
+    asked = Asked(lambda output: output[:, 0], 0, "one")
+    (said,) = _about_class(asked, None, adapted(), every)
+    assert said.startswith("'one' is what the model says of 2 of 3 tiles")
+    assert said.endswith("the surest tile says 'class 2' (60 %)")
 
 
 @pytest.mark.parametrize("method", ["grad-cam", "ablation-cam", "saliency", "occlusion"])

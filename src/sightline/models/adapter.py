@@ -23,6 +23,7 @@ from sightline.models.twin import submodule, unwrapped
 
 # The name of the layer that is the picture itself, as the model receives it.
 INPUT = "input"
+_TRIED = 16  # frames of a film, where a model takes all that there are
 # What a model does. "" is read off what it returns: (B, K) are classes, (B, K, h, w) segmentation, boxes detection.
 Task = Literal["", "classes", "labels", "regression", "embedding", "segmentation", "detection", "words"]
 TASKS: tuple[str, ...] = get_args(Task)
@@ -49,6 +50,7 @@ class Adapter:
         black_box: only its scores are known: it has no layers, weights and gradients.
         task: what it does; "" is read off what it returns. "labels" are classes that don't exclude each other, a sigmoid each;
             "words" those of an answer, a log-probability each.
+        frames: how many frames of a film it takes, of which `preprocess` makes one each, or "all"; None takes one picture.
         prompted: the same model with other texts to tell pictures apart by, where it reads text.
         settled: the same model made ready for one input (1, C, H, W), where it must see that first, as one that answers in words.
     """
@@ -68,6 +70,7 @@ class Adapter:
     found: tuple[Finding, ...] = ()
     black_box: bool = False
     task: Task = ""
+    frames: int | Literal["all"] | None = None
     prompted: Callable[[Sequence[str]], Adapter] | None = None
     settled: Callable[[Tensor], Adapter] | None = None
 
@@ -90,6 +93,7 @@ def adapt(
     name: str | None = None,
     explained: str | None = None,
     others: Mapping[str, Any] | None = None,
+    frames: int | Literal["all"] | None = None,
 ) -> Adapter:
     """Makes any `nn.Module`, Keras model on the torch backend, or other function from pictures to scores explainable.
 
@@ -112,6 +116,8 @@ def adapt(
         explained: of a module with several inputs, the argument of its forward that gets the picture; the first when left out.
         others: what the other arguments get, such as {"right": tensor}; they stay as they are. A tensor of one row is
             repeated for each picture of a batch.
+        frames: of a model of films or volumes, which takes (B, C, T, H, W): how many frames it takes, or "all" that there are;
+            `preprocess` then makes (C, H, W) of one frame. See `explain_frames`.
 
     Raises:
         ModelError: neither a module nor a function, or a module in which nothing can be captured honestly.
@@ -129,14 +135,16 @@ def adapt(
         )
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise ModelError("labels must be a list of names, one a class")
+    if frames is not None and frames != "all" and not (type(frames) is int and 1 <= frames <= 10_000):
+        raise ModelError(f"frames={frames!r}; expected how many frames the model takes, such as 16, or 'all'")
     take = preprocess
     if take is not None and not specification(take) and not bands_of(take):
         take = measured(take)
     names = tuple(labels) if labels is not None else None
     if not isinstance(module, nn.Module):
-        if any(one is not None for one in (layers, grid, logits, explained, others)):
+        if any(one is not None for one in (layers, grid, logits, explained, others, frames)):
             raise ModelError(
-                "a function is a black box: layers, grid, logits, explained and others are for modules; let it take the pictures alone "
+                "a function is a black box: layers, grid, logits, explained, others and frames are for modules; let it take the pictures alone "
                 "and return the scores (N, K) themselves"
             )
         name = name or getattr(module, "__name__", type(module).__name__).strip("<>")
@@ -155,11 +163,13 @@ def adapt(
     if chosen is None and take is not None:
         of = bands_of(take)
         x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)) if of is None else plain(of, 256))
+        if frames is not None:
+            x = x[:, None].expand(-1, _TRIED if frames == "all" else frames, -1, -1)
         try:
             chosen, reason = layer_choice.choose(module, like_weights(x[None], module), logits or unwrap, grid)
         except ModelError as error:
             raise ModelError(
-                f"{error}. This was a plain picture of 256 x 256 that adapt tried, which the preprocessing made {x.shape[-1]} x {x.shape[-2]}: "
+                f"{error}. This was a plain picture of 256 x 256 that adapt tried{'' if frames is None else ', as every frame'}, which the preprocessing made {x.shape[-1]} x {x.shape[-2]}: "
                 "let it resize to what the model takes, or name layers=[...]"
             ) from error
         except LayerError as error:  # what looks at no layer can be asked all the same
@@ -175,6 +185,7 @@ def adapt(
         grid=grid,
         provenance={"source": "user's module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
         notes=notes,
+        frames=frames,
     )
 
 

@@ -138,8 +138,8 @@ def shown(values: np.ndarray[Any, Any], of: Bands) -> tuple[Image.Image, str]:
     how = "in grey" if grey else f"as {', '.join(_COLOURS[:-1])} and {_COLOURS[-1]}"
     share_beyond = 100 * float(beyond.mean())
     note = (
-        f"shown {how}: {', '.join(said)}, from the {LOW}nd to the {HIGH}th percentile; {share_beyond:.2g} % of the pixels lie beyond "
-        "and have the colour of that end. The model gets the values as they are"
+        f"shown {how}: {', '.join(said)}, from the {LOW}nd to the {HIGH}th percentile; {share_beyond:.2g} % of the pixels lie "
+        f"beyond{'' if grey else ' in one of them'} and have the colour of that end. The model gets the values as they are"
     )
     return photo, note
 

@@ -393,6 +393,10 @@ def _joined(
     said, emptiness = cautions(method, adapter, views[0], asked, predictions, [captured], [maps], terms.notes)
     raw, signed = (_unfolded(captured, each) for each in (rectified(method, maps), maps))
     word = "slice" if film.volume else "frame"
+    if len(raw) == 1 < len(photos):
+        said.append(
+            f"layer {captured.layer} has one slice for all {word}s: its map tells where, and not in which {word}"
+        )
     whole, of_input = method.needs in WHOLE, method.needs in OF_INPUT
     first = Heatmap(
         raw=raw[0],

@@ -181,7 +181,7 @@ def explain_tiles(
     about = about_map(chosen, torch.from_numpy(raw), torch.from_numpy(signed), score or 0.0)
     highest = float(np.abs(raw).max())
     emptiness = floor(chosen, torch.from_numpy(raw), score or 0.0) / highest if highest > 0 else 1.0
-    said = [_said(across, down), *_about_class(found.asked, target, adapter, found.shares)]
+    said = [_said(across, down, overlap), *_about_class(found.asked, target, adapter, found.shares)]
     reason = "given" if layer else adapter.layer_reason
     return Heatmap(
         raw=raw,
@@ -443,15 +443,22 @@ def _predictions(mean: Tensor | None, adapter: Adapter) -> tuple[Prediction, ...
     return tuple(Prediction(index, adapter.label(index), float(mean[index])) for index in best)
 
 
-def _said(across: Axis, down: Axis) -> str:
-    """How the photograph was cut."""
+def _said(across: Axis, down: Axis, overlap: float) -> str:
+    """How the photograph was cut, and what of the asked overlap couldn't be."""
     every = " and ".join(str(one) for one in dict.fromkeys((across.pixels, down.pixels)))
     beyond = (
         "; what of them lies beyond the photograph is filled with one colour" if across.beyond or down.beyond else ""
     )
+    less = ""
+    if any(axis.count > 1 and axis.step > max(1, axis.cells * (1 - overlap)) + 1e-9 for axis in (across, down)):
+        whole = max(across.cells, across.tile // across.cells * across.cells)
+        less = (
+            f"; they can't overlap by {overlap:g}, because a cell is no whole number of pixels ({across.tile / across.cells:g}): "
+            f"tile_px={whole} can"
+        )
     return (
         f"made of {across.count * down.count} tiles ({across.count} x {down.count}) of {across.tile} x {down.tile} px, one every "
-        f"{every} px: each cell is the mean of the tiles that cover it{beyond}"
+        f"{every} px: each cell is the mean of the tiles that cover it{beyond}{less}"
     )
 
 

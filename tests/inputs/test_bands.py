@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torchvision import transforms
 
 import sightline
 from sightline.data.images import read_bands
-from sightline.errors import ImageError, ModelError
+from sightline.errors import ImageError, MissingExtraError, ModelError
 from sightline.models.bands import bands_of, shown
 
 BANDS = ("blue", "green", "red", "nir")
@@ -232,6 +233,16 @@ def test_a_tiff_whose_header_declares_too_much_is_refused_before_it_is_read(tmp_
     tifffile.imwrite(file, np.zeros((64, 64, 4), np.uint8), photometric="minisblack", planarconfig="contig")
     with pytest.raises(ImageError, match="the limit is 1,000"):
         read_bands(file, max_values=1000)
+
+
+def test_without_the_extra_a_tiff_is_refused_with_the_command_that_installs_it(
+    tmp_path: Path, scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "scene.tif", scene, photometric="minisblack", planarconfig="contig")
+    real = importlib.util.find_spec
+    monkeypatch.setattr("sightline._optional.find_spec", lambda name: None if name == "tifffile" else real(name))
+    with pytest.raises(MissingExtraError, match=r"pip install 'sightline\[bands\]'"):
+        sightline.explain(tmp_path / "scene.tif", model())
 
 
 def test_a_photograph_is_no_baseline_of_bands(scene: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models.video import r3d_18
 
 import sightline
 from sightline.data.images import read_frames
@@ -234,6 +235,33 @@ def test_pixels_of_a_film_have_a_map_of_their_own(film: Any) -> None:
     found = sightline.explain_frames(film, model("all"), target="red", method="input-x-gradient")
     assert found.raw.shape == (16, 32, 64)
     assert (found.maps[7].raw == found.raw[7]).all()
+
+
+def test_a_layer_with_one_slice_says_that_it_doesnt_tell_when(film: Any) -> None:
+    torch.manual_seed(0)
+    model = sightline.adapt(r3d_18(weights=None), preprocess=take, frames=8)
+    found = sightline.explain_frames(film, model)
+    assert model.layer == "layer4"
+    assert found.raw.shape == (1, 2, 4)
+    assert (
+        "layer layer4 has one slice for all frames: its map tells where, and not in which frame"
+        in found.maps[0].warnings
+    )
+    deeper = sightline.explain_frames(film, model, layer="layer2")
+    assert deeper.raw.shape == (4, 8, 16)
+    assert not any("has one slice" in one for one in deeper.maps[0].warnings)
+
+
+def test_runs_over_photographs_refuse_a_model_of_films_and_one_of_bands(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "photos" / "one.png")
+    with pytest.raises(ModelError, match="a run takes photographs"):
+        sightline.explain_all(tmp_path / "photos", model=model(), output=tmp_path / "run")
+    of_bands = sightline.adapt(
+        Red(), preprocess=sightline.bands(("a", "b", "c", "d"), size=(8, 8)), layers=["features"]
+    )
+    with pytest.raises(ImageError, match="takes 4 bands"):
+        sightline.explain_all(tmp_path / "photos", model=of_bands, output=tmp_path / "run")
 
 
 def test_what_cannot_be_explained_as_a_film_is_refused(film: Any, tmp_path: Path) -> None:

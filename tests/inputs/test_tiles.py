@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -196,6 +197,34 @@ def test_windows_begin_at_whole_cells_and_cover_the_photograph(
         step for step in range(axis.step + 1, cells + 1) if step * tile % cells == 0 and step <= cells * (1 - overlap)
     ]
     assert not finer  # no wider step would leave this overlap
+
+
+def test_an_overlap_that_whole_cells_dont_allow_is_said_with_the_window_that_does(photo: Any) -> None:
+    found = sightline.explain_tiles(photo, adapted(), tile_px=45, target=0)
+    assert any(
+        "can't overlap by 0.5, because a cell is no whole number of pixels (5.625): tile_px=40 can" in one
+        for one in found.warnings
+    )
+    assert not any(
+        "can't overlap" in one for one in sightline.explain_tiles(photo, adapted(), tile_px=40, target=0).warnings
+    )
+
+
+def test_black_boxes_and_tokens_are_joined_too(photo: Any) -> None:
+    def bright(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x.mean(dim=(1, 2, 3)), x.amax(dim=(1, 2, 3))], dim=1)
+
+    box = sightline.adapt(bright, preprocess=standard((32, 32), 32, mean=(0, 0, 0), std=(1, 1, 1)))
+    dark = photo // 8
+    dark[30:34, 60:64] = 255
+    found = sightline.explain_tiles(dark, box, target=1, options={"patch": 8, "stride": 4})
+    assert abs(found.peak[0] - 62) <= 8
+    assert abs(found.peak[1] - 32) <= 8
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3).eval()
+    model = sightline.adapt(vit, preprocess=standard((32, 32), 32, mean=(0, 0, 0), std=(1, 1, 1)))
+    for method in ("hires-cam", "attention-rollout"):
+        assert np.isfinite(sightline.explain_tiles(photo, model, target=0, method=method).raw).all()
 
 
 def test_what_is_about_to_be_shown_is_said_and_bounded(photo: Any) -> None:

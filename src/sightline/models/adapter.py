@@ -124,6 +124,10 @@ def adapt(
         LayerError: no such layer.
     """
     if is_keras(module):
+        if any(one is not None for one in (explained, others, frames)):
+            raise ModelError(
+                "explained, others and frames are for torch modules; wrap the Keras model in one, or in a function"
+            )
         from sightline.models.keras import live
 
         return live(module, layers=layers, preprocess=preprocess, labels=labels, logits=logits, grid=grid, name=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,46 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path) -> None:
     for path, says in cases:
         with pytest.raises(ImageError, match=says):
             sightline.explain(path, model())
+
+
+@pytest.mark.parametrize("kind", ["npy", "tif"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numbers that overflow are read as they are
+def test_files_with_bytes_changed_are_read_or_refused_and_nothing_else(tmp_path: Path, scene: Any, kind: str) -> None:
+    file = tmp_path / f"scene.{kind}"
+    np.save(file, scene[:8, :8]) if kind == "npy" else tifffile.imwrite(
+        file, scene[:8, :8], photometric="minisblack", planarconfig="contig", compression="zlib"
+    )
+    whole = file.read_bytes()
+    rng = np.random.default_rng(7)
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(whole)
+        for at in rng.integers(0, min(len(whole), 600), rng.integers(1, 6)):
+            changed[at] = rng.integers(0, 256)
+        file.write_bytes(bytes(changed[: rng.integers(1, len(changed) + 1)] if rng.random() < 0.2 else changed))
+        try:
+            read_bands(file, max_values=100_000)
+        except ImageError:
+            refused += 1
+    assert refused > 20
+
+
+def test_a_tiff_that_grows_without_end_or_is_compressed_in_other_ways_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "scene.tif"
+    values = np.zeros((16, 16, 4), np.uint8)
+    tifffile.imwrite(file, values, photometric="minisblack", planarconfig="contig", compression="zlib")
+    with tifffile.TiffFile(file) as opened:
+        at, count = opened.pages[0].dataoffsets[0], opened.pages[0].tags["StripByteCounts"]
+        place = count.valueoffset
+    packed = zlib.compress(bytes(50_000_000))
+    whole = bytearray(file.read_bytes()[:at]) + packed
+    whole[place : place + 4] = len(packed).to_bytes(4, "little")
+    file.write_bytes(bytes(whole))
+    with pytest.raises(ImageError, match="more than the whole picture"):
+        read_bands(file)
+    Image.fromarray(values[..., 0]).save(file, compression="tiff_lzw")
+    with pytest.raises(ImageError, match="compressed with LZW, which is not read"):
+        read_bands(file)
 
 
 def test_a_tiff_whose_header_declares_too_much_is_refused_before_it_is_read(tmp_path: Path) -> None:

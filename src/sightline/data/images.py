@@ -7,6 +7,7 @@ import math
 import os
 import re
 import stat
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ MAX_PIXELS = 100_000_000
 MAX_VALUES = 250_000_000
 # Of an animated file: frames, and pixels of all of them together.
 _MOST_FRAMES, _MOST_FILM = 5_000, 2_000_000_000
+# TIFF's numbers for ways to compress.
+_PLAIN, _PACKBITS, _DEFLATE = 1, 32773, (8, 32946)
 _MAX_HEADER = 10_000  # bytes of a .npy file before its numbers
 _MAX_SCANS = 100
 _ON_WHITE = "transparency laid on white"
@@ -326,7 +329,9 @@ def _npy(file: IO[bytes], name: str, max_values: int, dimensions: tuple[int, ...
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(file, max_header_size=_MAX_HEADER)
-    except (ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a header is read as Python's own text, which fails in many ways
         raise ImageError(f"{name} is no .npy file that can be read: {str(error)[:200]}") from error
     _check_bands(shape, dtype, name, max_values, dimensions)
     file.seek(0)
@@ -341,7 +346,7 @@ def _tiff(file: IO[bytes], name: str, max_values: int) -> np.ndarray[Any, Any]:
     """The first series of a TIFF, its bands last."""
     tifffile = optional("tifffile", "bands", "reading a multi-band TIFF")
     try:
-        with tifffile.TiffFile(file) as opened:
+        with quiet(), tifffile.TiffFile(file) as opened:
             series = opened.series[0]
             axes, shape = series.axes, tuple(series.shape)
             _check_bands(shape, np.dtype(series.dtype or "O"), name, max_values)
@@ -349,17 +354,35 @@ def _tiff(file: IO[bytes], name: str, max_values: int) -> np.ndarray[Any, Any]:
                 raise ImageError(
                     f"{name} has the axes {axes}; expected rows and columns (Y, X), and one axis of bands beside them"
                 )
-            values = series.asarray()
-    except (ImageError, OSError):
+            for page in series.pages:
+                _check_segments(file, page, name, math.prod(shape) * np.dtype(series.dtype).itemsize)
+            values = np.asarray(series.asarray())
+            if values.shape != shape:
+                raise ImageError(f"{name} is broken: it declares {shape} and holds {values.shape}")
+    except ImageError:
         raise
     except Exception as error:  # a hostile file makes the decoder raise whatever it likes
-        if "imagecodecs" in str(error):
-            raise ImageError(
-                f"{name} is compressed in a way that needs one more package: pip install imagecodecs, or save it with deflate or uncompressed"
-            ) from error
         raise ImageError(f"{name} is no TIFF that can be read: {str(error)[:200] or type(error).__name__}") from error
     order = [axes.index("Y"), axes.index("X"), *(at for at, axis in enumerate(axes) if axis not in "YX")]
-    return np.asarray(values).transpose(order)
+    return values.transpose(order)
+
+
+def _check_segments(file: IO[bytes], page: Any, name: str, most: int) -> None:
+    """Refuses what would grow without end when it is decompressed, and ways to compress of which that can't be told."""
+    if page is None or int(page.compression) == _PLAIN:
+        return
+    if int(page.compression) == _PACKBITS:
+        return  # which makes at most 64 bytes of one
+    if int(page.compression) not in _DEFLATE:
+        raise ImageError(
+            f"{name} is compressed with {getattr(page.compression, 'name', page.compression)}, which is not read; save it uncompressed or with deflate"
+        )
+    for at, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(at)
+        unpacked = zlib.decompressobj()
+        unpacked.decompress(file.read(count), most + 1)
+        if unpacked.unconsumed_tail:
+            raise ImageError(f"{name} is broken: a part of it holds more than the whole picture that it declares")
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:

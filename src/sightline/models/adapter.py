@@ -146,10 +146,13 @@ def adapt(
         take = measured(take)
     names = tuple(labels) if labels is not None else None
     if not isinstance(module, nn.Module):
-        if any(one is not None for one in (layers, grid, logits, explained, others, frames)):
+        if layers is not None or grid is not None or logits is not None:
             raise ModelError(
-                "a function is a black box: layers, grid, logits, explained, others and frames are for modules; let it take the pictures alone "
-                "and return the scores (N, K) themselves"
+                "a function is a black box: layers, grid and logits are for modules; let it return the scores (N, K) themselves"
+            )
+        if explained is not None or others is not None or frames is not None:
+            raise ModelError(
+                "a function is a black box that takes pictures alone: explained, others and frames are for modules"
             )
         name = name or getattr(module, "__name__", type(module).__name__).strip("<>")
         return black_box(name, module, preprocess=take, labels=names, provenance={"source": "user's function"})

@@ -15,6 +15,7 @@ _HOME = {
     "AttentionCapture": "engine.attention",
     "Capture": "engine.capture",
     "Concepts": "concept",
+    "Frames": "frames",
     "Heatmap": "heatmap",
     "Look": "flow",
     "Measured": "metrics.registry",
@@ -32,6 +33,7 @@ _HOME = {
     "audit_run": "audit.run",
     "binary": "engine.targets",
     "box": "engine.boxes",
+    "bands": "models.bands",
     "capture": "attribution",
     "combine": "methods.combine",
     "class_logit": "engine.targets",
@@ -41,6 +43,8 @@ _HOME = {
     "explain": "flow",
     "explain_all": "batch.run",
     "instance": "engine.boxes",
+    "explain_frames": "frames",
+    "explain_tiles": "tiles",
     "list_methods": "methods",
     "list_metrics": "metrics",
     "load_model": "models.load",
@@ -110,6 +114,8 @@ if TYPE_CHECKING:
     from sightline.flow import concepts as concepts
     from sightline.flow import explain as explain
     from sightline.flow import look as look
+    from sightline.frames import Frames as Frames
+    from sightline.frames import explain_frames as explain_frames
     from sightline.heatmap import Heatmap as Heatmap
     from sightline.heatmap import save as save
     from sightline.heatmap import share_scale as share_scale
@@ -125,6 +131,8 @@ if TYPE_CHECKING:
     from sightline.metrics.registry import metric as metric
     from sightline.models.adapter import Adapter as Adapter
     from sightline.models.adapter import adapt as adapt
+    from sightline.models.bands import bands as bands
     from sightline.models.load import load_model as load_model
     from sightline.models.view import View as View
+    from sightline.tiles import explain_tiles as explain_tiles
     from sightline.trust import TrustCard as TrustCard

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 _lock = threading.Lock()
 _inside = 0
 _saved = warnings.catch_warnings()
-_TALKERS = tuple(logging.getLogger(name) for name in ("transformers", "lightning.pytorch", "lightning.fabric"))
+_NAMES = ("transformers", "lightning.pytorch", "lightning.fabric", "tifffile")
+_TALKERS = tuple(logging.getLogger(name) for name in _NAMES)
 _levels = [logging.NOTSET for _ in _TALKERS]
 
 
@@ -28,11 +29,11 @@ def quiet() -> Iterator[None]:
             _saved = warnings.catch_warnings()
             _saved.__enter__()
             warnings.filterwarnings(
-                "ignore", module=r"(PIL|torch|timm|transformers|keras|lightning|torchmetrics)\.|pickletools"
+                "ignore", module=r"(PIL|torch|timm|transformers|keras|lightning|torchmetrics|tifffile)\.|pickletools"
             )
             _levels = [one.level for one in _TALKERS]
-            for one in _TALKERS:
-                one.setLevel(logging.ERROR)
+            for one in _TALKERS:  # what tifffile logs as an error is raised as well, or was got over
+                one.setLevel(logging.CRITICAL if one.name == "tifffile" else logging.ERROR)
         _inside += 1
     try:
         yield

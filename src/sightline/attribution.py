@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from sightline.data.images import ImageMeta, Source, read_bands, read_image
 from sightline.engine.asked import Asked, TargetSpec
 from sightline.engine.attention import WANTED, AttentionCapture, attend
 from sightline.engine.capture import Capture, check_input, finite_images, of_image, of_input, toward
@@ -26,6 +28,7 @@ from sightline.methods.registry import (
     WHOLE,
     Function,
     Method,
+    check_of_volumes,
     check_options,
     check_possible,
     default,
@@ -33,7 +36,9 @@ from sightline.methods.registry import (
     run,
 )
 from sightline.models.adapter import INPUT, Adapter, adapt, like_weights
+from sightline.models.bands import bands_of, checked, shown
 from sightline.models.load import load_model
+from sightline.models.preprocess import Preprocess
 from sightline.models.twin import submodule
 from sightline.models.view import View
 
@@ -80,7 +85,7 @@ def attribute(
 
     Args:
         x: (B, C, H, W), on the model's device and of its type; or what `capture` returned, and then only the part of the
-            model behind the layer is run.
+            model behind the layer is run. A film or volume (B, C, T, H, W) is explained by methods that treat all places alike.
         model: a module, adapter or function (see `adapt`); never changed.
         method: as in `explain`.
         target: one for all images, or a list with exactly one an image; None is each image's predicted class.
@@ -91,8 +96,8 @@ def attribute(
         max_calls: as in `explain`, for the whole batch.
 
     Returns:
-        (B, h, w) at the layer's resolution, unscaled, on the device and in the type of x. Not negative, except for
-        signed methods.
+        (B, h, w) at the layer's resolution, unscaled, on the device and in the type of x; (B, t, h, w) of films and volumes.
+        Not negative, except for signed methods.
 
     Raises:
         NonFiniteError: NaN or infinity somewhere; its `maps` hold the other images' maps.
@@ -102,8 +107,10 @@ def attribute(
     check_possible(chosen, adapter)
     budget = Budget(checked_calls(max_calls))
     if not isinstance(x, Capture):
-        check_input(x)
+        check_input(x, volumes=True)
         budget.spend(len(x))
+    if (x.input if isinstance(x, Capture) else x).dim() == 5:
+        check_of_volumes(chosen, options or {}, layer_names(layer))
     if chosen.needs in WANTED and not isinstance(x, Capture):
         for name in layer_names(layer):
             if name is not None:
@@ -132,18 +139,19 @@ def attribute(
     (group,) = layer_groups(chosen, len(captured), fuse=True)
     terms = Terms(options or {}, memory_mb, progress, budget)
     maps = [map_of(chosen, adapter, captured[at], asked, terms) for at in group]
-    return fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
+    found = fused(chosen, [captured[at] for at in group], maps).to(seen[0].input.dtype)
+    form = shown_to(chosen, captured[group[0]]).layout
+    return found if form is None else form.unfolded(found)
 
 
 def capture(x: Tensor, model: nn.Module | Adapter | Callable[[Tensor], Any], *, layer: str | None = None) -> Capture:
     """One pass, kept open: `attribute` then asks it for any class, margin or method at the price of the head alone.
 
     Args:
-        x: (B, C, H, W).
+        x: (B, C, H, W), or (B, C, T, H, W).
         model: as in `attribute`.
         layer: as in `explain`; "input" is x itself.
     """
-    check_input(x)
     return run_once(adapter_of(model), x, [layer])[0]
 
 
@@ -153,14 +161,33 @@ def adapter_of(model: Model) -> Adapter:
     return load_model(model) if isinstance(model, str | Path) else adapt(model)
 
 
+def opened(adapter: Adapter, image: Source) -> tuple[Image.Image, ImageMeta, Any]:
+    """A picture as a person is shown it, what is known of it, and the same as the model's preprocessing takes it."""
+    if adapter.frames is not None:
+        raise ModelError(f"{adapter.name} takes films or volumes of {adapter.frames} frames: sightline.explain_frames")
+    of = bands_of(adapter.preprocess)
+    if of is None:
+        photo, meta = read_image(image)
+        return photo, meta, photo
+    found, meta = read_bands(image)
+    values = checked(found, of, meta["name"])
+    photo, note = shown(values, of)
+    return photo, {**meta, "notes": (*meta["notes"], note)}, values
+
+
 def input_of(adapter: Adapter, photo: Any) -> tuple[Tensor, View]:
+    """The model's input (1, C, H, W), and how the picture became that."""
+    x, view = preprocess_of(adapter)(photo)
+    return like_weights(x[None], adapter.module), view
+
+
+def preprocess_of(adapter: Adapter) -> Preprocess:
     if adapter.preprocess is None:
         raise ModelError(
             f"{adapter.name} comes without preprocessing, so that no photograph can be fed to it: "
             "sightline.adapt(module, preprocess=function), or sightline.attribute for ready tensors"
         )
-    x, view = adapter.preprocess(photo)
-    return like_weights(x[None], adapter.module), view
+    return adapter.preprocess
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,4 +357,5 @@ def _check_finite(method: Method, adapter: Adapter, captured: Capture | Attentio
     )
     rest = "" if len(bad) == len(good) else "; the other maps are in this error's .maps"
     kept = rectified(method, maps).masked_fill(~good[:, None, None], float("nan"))
+    kept = kept if captured.layout is None else captured.layout.unfolded(kept)
     raise NonFiniteError(f"NaN or infinity in {name}{where}{reason}{rest}", bad, kept.to(captured.input.dtype))

@@ -24,12 +24,13 @@ from sightline.attribution import (
     layer_names,
     layers_for,
     map_of,
+    opened,
     rectified,
     shown_to,
     toward_all,
 )
 from sightline.concept import Concepts, Evoked
-from sightline.data.images import ImageMeta, Source, read_image
+from sightline.data.images import ImageMeta, Source
 from sightline.engine.asked import Asked, TargetSpec
 from sightline.engine.boxes import in_order
 from sightline.engine.capture import Capture
@@ -108,7 +109,8 @@ def explain(
     """Shows which part of a photograph raised the model's score for a class.
 
     Args:
-        image: path, bytes, PIL image, or array (H, W, 3); or what `look` returned, and then no model and layer.
+        image: path, bytes, PIL image, or array (H, W, 3); of a model with `bands` array (H, W, n), .npy or TIFF; or what `look`
+            returned, and then no model and layer.
         model: from `load_model` or `adapt`, or what these take (and then anew at each call).
         method: a name (`sightline methods`), a function from `Capture` to a map (1, h, w), or what `combine` returns. When left
             out grad-cam, and for a black box occlusion.
@@ -254,8 +256,8 @@ def look(image: Source, model: Model = "bundled", *, layer: str | Sequence[str] 
     adapter = adapter_of(model)
     if layer == "all" and adapter.black_box:
         raise LayerError(no_layers(adapter))
-    photo, meta = read_image(image)
-    x, view = input_of(adapter, photo)
+    photo, meta, given = opened(adapter, image)
+    x, view = input_of(adapter, given)
     if adapter.settled is not None:
         adapter = adapter.settled(x)
     names = sweep(adapter.module, x, adapter.folded, logits=adapter.logits) if layer == "all" else layer_names(layer)

@@ -181,7 +181,7 @@ class Heatmap:
             heading=f"{Path(self.image).name}: {self.title()}",
             captions=[*_says(self), self.caption(), *_about_style([self], style), *_about_signs([self])],
             warnings=self.warnings,
-            keys=[_key(self, colormap)],
+            keys=[key_of(self, colormap)],
         )
 
     def title(self) -> str:
@@ -280,7 +280,10 @@ class Heatmap:
 
     def _known_origin(self) -> Origin:
         if self.origin is None:
-            raise ModelError("this map no longer knows its model (it was stored); explain the picture again")
+            raise ModelError(
+                "this map no longer knows a model and one input to ask about again: it was stored, or joined of tiles or frames; explain "
+                "the picture again"
+            )
         return self.origin
 
     def save(
@@ -633,7 +636,7 @@ def _at_input(shown: Sequence[Heatmap]) -> str:
 def _keys(shown: Sequence[Heatmap], same_scale: bool, colormap: str | None) -> list[Key]:
     found = {((*_group(one), one.signed) if same_scale else id(one)): one for one in shown}
     if len(found) <= 3:
-        return [_key(one, colormap) for one in found.values()]
+        return [key_of(one, colormap) for one in found.values()]
     end = "value at which colours end" if any(one.clip() for one in shown) else "highest value"
     label = f"share of the {end}" + (", one for each method's unit and layer" if same_scale else ", one for each map")
     return [
@@ -683,7 +686,8 @@ def _unit(one: Heatmap) -> str:
     return _UNITS.get(one.method, f"in units of the score, per {of}")
 
 
-def _key(one: Heatmap, colormap: str | None) -> Key:
+def key_of(one: Heatmap, colormap: str | None) -> Key:
+    """The colour key of one map."""
     label = f"{_unit(one)}{'; ' if one.clip() else ''}{one.clip()}"
     return Key(-one.scale if one.signed else 0.0, one.scale, label, one.signed, colormap)
 

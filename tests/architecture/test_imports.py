@@ -36,6 +36,8 @@ ORDER = (
     "agreements",
     "concept",
     "flow",
+    "tiles",
+    "frames",
     "identity",
     "evaluation",
     "batch",

@@ -36,7 +36,7 @@ from sightline.batch.work import LABEL, PREDICTED, TOP3, Ask, Fitting, rows_of
 from sightline.data.sets import Source, find_items
 from sightline.engine.asked import TargetSpec
 from sightline.engine.probe import MEMORY_MB
-from sightline.errors import ImageError, MethodError, MetricError, OutputError, TargetError
+from sightline.errors import ImageError, MethodError, MetricError, ModelError, OutputError, TargetError
 from sightline.identity import identity
 from sightline.methods.registry import Function, Method, check_options, check_possible, default, find
 from sightline.metrics.measure import Settings, check_metrics
@@ -199,6 +199,10 @@ def _asked(
 
 
 def _preprocess(adapter: Adapter) -> Any:
+    if adapter.frames is not None:
+        raise ModelError(
+            f"{adapter.name} takes films or volumes, and a run takes photographs: sightline.explain_frames"
+        )
     if adapter.preprocess is None:
         raise ImageError(
             f"{adapter.name} comes without preprocessing, so that no photograph can be fed to it: sightline.adapt(module, preprocess=function)"

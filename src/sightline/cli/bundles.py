@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def write_bundles(
     trust: str | None = None,
     random_from: Path | None = None,
     agree: bool = False,
+    overlap: float | None = None,
 ) -> None:
-    """The body of `explain` and `compare`, which says how far methods `agree`. A picture that fails is told at the end, and the others go on; exit code 1."""
+    """The body of `explain` and `compare`, which says how far methods `agree`; with an `overlap` of tiles. A picture that fails is told at the end, and the others go on; exit code 1."""
     from sightline.bundle import check_free
 
     images = find_images(photos if random_from is None else [_folder(random_from)], folder)
@@ -114,7 +116,7 @@ def write_bundles(
             for image, place in zip(images, places, strict=True):
                 shown = _Shown(asking)
                 try:
-                    found = compare(
+                    found = (compare if overlap is None else partial(_tiled, overlap))(
                         image,
                         adapter,
                         methods=chosen,
@@ -259,6 +261,33 @@ def name_folders(images: Sequence[Path], folder: Path) -> list[Path]:
         taken.add(unique.lower())
         places.append(folder / unique)
     return places
+
+
+def _tiled(
+    overlap: float,
+    image: Path,
+    adapter: Any,
+    *,
+    methods: Sequence[Any] | None,
+    targets: Sequence[Any],
+    layer: Any,
+    same_scale: bool,
+    fuse: bool,
+    max_calls: int | None,
+    **terms: Any,
+) -> list[Any]:
+    """What `compare` gives, of joined tiles: the one method of `explain`, for each target; they share what may be asked."""
+    from sightline.heatmap import share_scale
+    from sightline.tiles import explain_tiles
+
+    one = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
+    most = None if max_calls is None else max(1, max_calls // len(targets))
+    found = [
+        explain_tiles(image, adapter, overlap=overlap, method=method, target=target, layer=one, max_calls=most, **terms)
+        for method in methods or [None]
+        for target in targets
+    ]
+    return share_scale(found) if same_scale else found
 
 
 class _Shown:

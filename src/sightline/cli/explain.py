@@ -112,6 +112,14 @@ def run(
             "--trust", metavar="[full]", help="Check how far to believe it: about 60 forwards, with full all."
         ),
     ] = None,
+    tiles: Annotated[
+        bool,
+        typer.Option("--tiles", help="Cut a large photograph into windows of the model's size and join their maps."),
+    ] = False,
+    overlap: Annotated[
+        float | None,
+        typer.Option("--overlap", metavar="SHARE", help="Of --tiles: of a window, 0 to below 1. [default: 0.5]"),
+    ] = None,
     output: Folder = DEFAULT_FOLDER,
     force: Force = False,
     skip_existing: SkipExisting = False,
@@ -125,6 +133,12 @@ def run(
     if photos and random_from is not None:
         raise ImageError(
             f"PHOTO ({photos[0]}) and --random-from {random_from} exclude each other; give the one or the other"
+        )
+    if overlap is not None and not tiles:
+        raise MethodError("--overlap belongs to --tiles; give both")
+    if tiles and trust is not None:
+        raise MethodError(
+            "--trust asks about one input of the model, and a map of --tiles has many; leave one of them out"
         )
     write_bundles(
         photos or [],
@@ -149,4 +163,5 @@ def run(
         as_json=json,
         trust=trust,
         random_from=random_from,
+        overlap=(0.5 if overlap is None else overlap) if tiles else None,
     )

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import re
 import stat
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import IO, Any, TypedDict
 
 import numpy as np
+from numpy.lib import format as npy
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
+from sightline._optional import optional
 from sightline._quiet import quiet
 from sightline.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PIXELS = 100_000_000
+# Of pictures of many bands; about 1 GB as the floats that a model takes.
+MAX_VALUES = 250_000_000
+# Of an animated file: frames, and pixels of all of them together.
+_MOST_FRAMES, _MOST_FILM = 5_000, 2_000_000_000
+# TIFF's numbers for ways to compress.
+_PLAIN, _PACKBITS, _DEFLATE = 1, 32773, (8, 32946)
+_MAX_HEADER = 10_000  # bytes of a .npy file before its numbers
 _MAX_SCANS = 100
 _ON_WHITE = "transparency laid on white"
 
@@ -85,6 +98,291 @@ def read_image(
             raise
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         raise ImageError(f"{path} can't be opened: {reason}") from error
+
+
+def read_bands(source: Source, *, max_values: int = MAX_VALUES) -> tuple[np.ndarray[Any, Any], ImageMeta]:
+    """Opens numbers of any number of bands: array (H, W) or (H, W, n), .npy file, or multi-band TIFF; as they are.
+
+    Raises:
+        ImageError: anything else, whatever the bytes are.
+        MissingExtraError: a TIFF, without the extra `bands`.
+    """
+    if isinstance(source, np.ndarray):
+        return _bands_of(source, "array", None, max_values)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"{type(source).__name__} holds no bands; expected an array (H, W, n), a .npy file or a multi-band TIFF"
+        )
+    path = Path(source)
+    kind = path.suffix.lower()
+    if kind not in (".npy", ".tif", ".tiff"):
+        raise ImageError(
+            f"{path} ends in {kind or 'nothing'}; bands are read from .npy, .tif and .tiff, or given as an array (H, W, n)"
+        )
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(f"{path} is not a regular file")
+        with open(path, "rb") as file:
+            read = _npy if kind == ".npy" else _tiff
+            return _bands_of(read(file, str(path), max_values), str(path), kind[1:].upper(), max_values)
+    except OSError as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+        raise ImageError(f"{path} can't be opened: {reason}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Frames that were picked from a film or volume.
+
+    Attributes:
+        frames: upright RGB of one size; of bands arrays (H, W) or (H, W, n).
+        numbers: which they are, counted from 1.
+        total: how many there are.
+        name: what to call the film.
+        volume: whether they are slices of a body, and not of time.
+        notes: what was done to them.
+    """
+
+    frames: tuple[Any, ...]
+    numbers: tuple[int, ...]
+    total: int
+    name: str
+    volume: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_frames(source: Any, pick: Callable[[int], Sequence[int]], *, with_bands: bool = False) -> Picked:
+    """Opens those frames of a film or volume that `pick` names, of so many.
+
+    Args:
+        source: list of pictures, folder of them (in the order of their names, 2 before 10), animated GIF, WebP or PNG, array
+            (T, H, W, 3), or (D, H, W) of a volume; with bands an array (T, H, W, n) or (D, H, W), or its .npy file.
+        pick: from how many there are to their numbers, from 0, in order.
+        with_bands: frames are numbers as they are, and no pictures.
+
+    Raises:
+        ImageError: anything else, or frames of several sizes.
+    """
+    if with_bands:
+        return _stacked(source, pick)
+    if isinstance(source, np.ndarray):
+        if source.ndim not in (3, 4) or 0 in source.shape:
+            raise ImageError(
+                f"array of shape {source.shape} is no film; expected (T, H, W, 3), or (D, H, W) of a volume"
+            )
+        at = pick(len(source))
+        return _picked([source[one] for one in at], at, len(source), "array", source.ndim == 3)
+    if isinstance(source, list | tuple):
+        if not source:
+            raise ImageError("the list of frames is empty")
+        at = pick(len(source))
+        return _picked([source[one] for one in at], at, len(source), "frames", False)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"{type(source).__name__} is no film: give a list of pictures, a folder, an animated GIF or WebP, or an array (T, H, W, 3)"
+        )
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(
+            (one for one in path.iterdir() if one.suffix.lower() in SUFFIXES and one.is_file()), key=_natural
+        )
+        if not found:
+            raise ImageError(
+                f"there is no picture in {path}; expected frames that end in {', '.join(sorted(SUFFIXES))}"
+            )
+        at = pick(len(found))
+        return _picked([found[one] for one in at], at, len(found), str(path), False)
+    return _animated(path, pick)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Names in the order in which people count: 2 before 10."""
+    parts = re.split(r"([0-9]{1,18})", path.name.casefold())
+    return [(int(part), "") if number % 2 else (-1, part) for number, part in enumerate(parts)] + [(-1, path.name)]
+
+
+def _picked(sources: Sequence[Any], at: Sequence[int], total: int, name: str, volume: bool) -> Picked:
+    """Each frame opened as any picture is; each once, however often it is named."""
+    opened: dict[int, tuple[Image.Image, ImageMeta]] = {}
+    for number, one in zip(at, sources, strict=True):
+        if number not in opened:
+            try:
+                opened[number] = read_image(one)
+            except ImageError as error:
+                raise ImageError(f"frame {number + 1} of {name}: {error}") from error
+    found = [opened[number] for number in at]
+    _check_sizes([image.size for image, _ in found], at, name)
+    notes = dict.fromkeys(note for _, meta in found for note in meta["notes"])
+    return Picked(tuple(image for image, _ in found), tuple(one + 1 for one in at), total, name, volume, tuple(notes))
+
+
+def _check_sizes(sizes: Sequence[tuple[int, ...]], at: Sequence[int], name: str) -> None:
+    for number, size in zip(at, sizes, strict=True):
+        if size != sizes[0]:
+            one, first = (" x ".join(map(str, each)) for each in (size, sizes[0]))
+            raise ImageError(
+                f"frame {number + 1} of {name} has {one} pixels and frame {at[0] + 1} has {first}; give frames of one size"
+            )
+
+
+def _stacked(source: Any, pick: Callable[[int], Sequence[int]]) -> Picked:
+    """Frames of numbers as they are."""
+    name = "array"
+    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npy":
+        name = str(source)
+        try:
+            with open(source, "rb") as file:
+                source = _npy(file, name, MAX_VALUES, dimensions=(3, 4))
+        except OSError as error:
+            if isinstance(error, ImageError):
+                raise
+            raise ImageError(f"{name} can't be opened: {error.strerror or error}") from error
+    if isinstance(source, list | tuple) and source and all(isinstance(one, np.ndarray) for one in source):
+        _check_sizes([one.shape for one in source], range(len(source)), "the list")
+        source = np.stack(source)
+    if not isinstance(source, np.ndarray):
+        raise ImageError(
+            f"{type(source).__name__} holds no bands; expected an array (T, H, W, n) or (D, H, W), or a .npy file of it"
+        )
+    _check_bands(source.shape, source.dtype, name, MAX_VALUES, dimensions=(3, 4))
+    at = pick(len(source))
+    return Picked(tuple(source[one] for one in at), tuple(one + 1 for one in at), len(source), name, True)
+
+
+def _animated(path: Path, pick: Callable[[int], Sequence[int]]) -> Picked:
+    """The frames of an animated file, of which no more are kept than picked."""
+    name = str(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(f"{path} is not a regular file")
+        with open(path, "rb") as file, _film_of(path), Image.open(file, formats=("GIF", "WEBP", "PNG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"{path} has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS:,}")
+            total = _count(image, path)
+            at = pick(total)
+            kept = {}
+            for number in sorted(set(at)):
+                image.seek(number)
+                kept[number] = image.convert("RGBA") if "transparency" in image.info else image.convert("RGB")
+    except OSError as error:
+        if isinstance(error, ImageError):
+            raise
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+        raise ImageError(f"{path} can't be opened: {reason}") from error
+    return _picked([kept[one] for one in at], at, total, name, False)
+
+
+def _count(image: Image.Image, path: Path) -> int:
+    """How many frames there are, by going through them, because what a file says of itself may be untrue."""
+    most = min(_MOST_FRAMES, max(1, _MOST_FILM // (image.width * image.height)))
+    for number in range(most + 1):
+        try:
+            image.seek(number)
+        except EOFError:
+            return number
+    raise ImageError(
+        f"{path} has more than {most:,} frames of {image.width} x {image.height} pixels; cut it into shorter films"
+    )
+
+
+@contextmanager
+def _film_of(path: Path) -> Iterator[None]:
+    try:
+        with _hostile(str(path)):
+            yield
+    except ImageError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise ImageError(
+                f"{path} is no animated GIF, WebP or PNG; take a film of another kind apart into pictures first, such as with "
+                "ffmpeg -i film.mp4 frames/%05d.png, and give the folder"
+            ) from error
+        raise
+
+
+def _bands_of(
+    values: np.ndarray[Any, Any], name: str, kind: str | None, max_values: int
+) -> tuple[np.ndarray[Any, Any], ImageMeta]:
+    _check_bands(values.shape, values.dtype, name, max_values)
+    size = (values.shape[1], values.shape[0])
+    return values, {"name": name, "format": kind, "mode": str(values.dtype), "size": size, "notes": ()}
+
+
+def _check_bands(
+    shape: tuple[int, ...], dtype: Any, name: str, max_values: int, dimensions: tuple[int, ...] = (2, 3)
+) -> None:
+    """Refuses what is no picture of numbers, before any of it is read."""
+    if dtype.kind not in "buif":
+        raise ImageError(f"{name} holds {dtype}, which are no real numbers; expected integers, floats or bool")
+    if len(shape) not in dimensions or 0 in shape:
+        expected = "(H, W) or (H, W, bands)" if 2 in dimensions else "(D, H, W) or (T, H, W, bands)"
+        raise ImageError(f"{name} has the shape {shape}; expected {expected}")
+    if math.prod(shape) > max_values:
+        raise ImageError(
+            f"{name} has {math.prod(shape):,} values; the limit is {max_values:,}. Cut it into parts first"
+        )
+
+
+def _npy(file: IO[bytes], name: str, max_values: int, dimensions: tuple[int, ...] = (2, 3)) -> np.ndarray[Any, Any]:
+    try:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file, max_header_size=_MAX_HEADER)
+    except OSError:
+        raise
+    except Exception as error:  # a header is read as Python's own text, which fails in many ways
+        raise ImageError(f"{name} is no .npy file that can be read: {str(error)[:200]}") from error
+    _check_bands(shape, dtype, name, max_values, dimensions)
+    file.seek(0)
+    try:
+        found: np.ndarray[Any, Any] = npy.read_array(file, allow_pickle=False, max_header_size=_MAX_HEADER)
+    except (ValueError, EOFError, MemoryError) as error:
+        raise ImageError(f"{name} is broken: {str(error)[:200]}") from error
+    return found
+
+
+def _tiff(file: IO[bytes], name: str, max_values: int) -> np.ndarray[Any, Any]:
+    """The first series of a TIFF, its bands last."""
+    tifffile = optional("tifffile", "bands", "reading a multi-band TIFF")
+    try:
+        with quiet(), tifffile.TiffFile(file) as opened:
+            series = opened.series[0]
+            axes, shape = series.axes, tuple(series.shape)
+            _check_bands(shape, np.dtype(series.dtype or "O"), name, max_values)
+            if {"Y", "X"} - set(axes):
+                raise ImageError(
+                    f"{name} has the axes {axes}; expected rows and columns (Y, X), and one axis of bands beside them"
+                )
+            for page in series.pages:
+                _check_segments(file, page, name, math.prod(shape) * np.dtype(series.dtype).itemsize)
+            values = np.asarray(series.asarray())
+            if values.shape != shape:
+                raise ImageError(f"{name} is broken: it declares {shape} and holds {values.shape}")
+    except ImageError:
+        raise
+    except Exception as error:  # a hostile file makes the decoder raise whatever it likes
+        raise ImageError(f"{name} is no TIFF that can be read: {str(error)[:200] or type(error).__name__}") from error
+    order = [axes.index("Y"), axes.index("X"), *(at for at, axis in enumerate(axes) if axis not in "YX")]
+    return values.transpose(order)
+
+
+def _check_segments(file: IO[bytes], page: Any, name: str, most: int) -> None:
+    """Refuses what would grow without end when it is decompressed, and ways to compress of which that can't be told."""
+    if page is None or int(page.compression) == _PLAIN:
+        return
+    if int(page.compression) == _PACKBITS:
+        return  # which makes at most 64 bytes of one
+    if int(page.compression) not in _DEFLATE:
+        raise ImageError(
+            f"{name} is compressed with {getattr(page.compression, 'name', page.compression)}, which is not read; save it uncompressed or with deflate"
+        )
+    for at, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(at)
+        unpacked = zlib.decompressobj()
+        unpacked.decompress(file.read(count), most + 1)
+        if unpacked.unconsumed_tail:
+            raise ImageError(f"{name} is broken: a part of it holds more than the whole picture that it declares")
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -21,7 +21,7 @@ from sightline.engine.lean import lean
 from sightline.engine.targets import score_of
 from sightline.errors import LayerError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import INPUT, Adapter, no_layers
-from sightline.models.grids import Layout
+from sightline.models.grids import Layout, volume
 from sightline.models.layers import choose, layout
 from sightline.models.outputs import only_grid, tensors_of, with_grid
 from sightline.models.twin import constant, isolated, submodule, twin
@@ -36,8 +36,8 @@ class Capture:
 
     Attributes:
         layer: its name.
-        input: what was fed in, (B, C, H, W).
-        activations: (B, C, h, w), detached.
+        input: what was fed in, (B, C, H, W); of films and volumes (B, C, T, H, W).
+        activations: (B, C, h, w), detached; of a volume (B, C, t * h, w), its slices below each other.
         output: what the model returned, as `Adapter.logits` gives it; still joined to the layer by the graph.
         gradients: d score / d activations, (B, C, h, w); None until they were asked for.
         scores: the target's score of each image, (B,); None until a target was asked for.
@@ -81,7 +81,7 @@ def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,))
         LayerError: a layer doesn't exist, wasn't reached, ran twice, or gives no grid.
         ModelError: the model failed on this input.
     """
-    check_input(x)
+    check_input(x, volumes=True)
     with isolated(x):
         names = [name or _default_layer(adapter, x) for name in layers]
         try:
@@ -186,20 +186,28 @@ def _check_read(captures: Sequence[Capture], joints: Sequence[Any], scores: Tens
 
 def of_input(one: Capture) -> Capture:
     """The same pass, looked at from the input: for methods that look at no layer."""
-    if one.activations is one.input:
+    if _of_all(one):
         return one
+    form = volume(*one.input.shape[2:]) if one.input.dim() == 5 else None
     finite = tuple((stage, free) for stage, free in one.finite if stage in (_OF_INPUT, _OF_SCORE))
     return dataclasses.replace(
         one,
         layer=INPUT,
-        activations=one.input,
+        activations=one.input if form is None else form.to_grid(one.input),
         gradients=None,
-        layout=None,
+        layout=form,
         joint=None,
         finite=finite,
         place=0,
         latest={},
     )
+
+
+def _of_all(one: Capture) -> bool:
+    """Whether it is the capture of the input already."""
+    if one.input.dim() == 4:
+        return one.activations is one.input
+    return one.layer == INPUT and (one.module is None or one.module._modules.get(INPUT) is None)
 
 
 def of_image(one: Capture, image: int) -> Capture:
@@ -223,11 +231,13 @@ def finite_images(values: Tensor) -> Tensor:
     return sums if bool(sums.all()) else values.isfinite().all(dim=1)
 
 
-def check_input(x: Any) -> None:
-    """Refuses what no model can be fed with."""
-    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or x.numel() == 0:
+def check_input(x: Any, volumes: bool = False) -> None:
+    """Refuses what no model can be fed with; `volumes` says whether films and volumes are taken, too."""
+    shapes = (4, 5) if volumes else (4,)
+    if not isinstance(x, Tensor) or x.dim() not in shapes or not x.is_floating_point() or x.numel() == 0:
         got = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise ModelError(f"the input is {got}; expected floats of shape (B, C, H, W), at least one image")
+        also = ", or (B, C, T, H, W)" if volumes else ""
+        raise ModelError(f"the input is {got}; expected floats of shape (B, C, H, W){also}, at least one image")
 
 
 def _default_layer(adapter: Adapter, x: Tensor) -> str:
@@ -340,7 +350,10 @@ def _versions(module: Any) -> list[int]:
 def _captured(adapter: Adapter, name: str, seen: dict[str, tuple[Tensor, Joint]], output: Any, x: Tensor) -> Capture:
     values, joint = seen.get(name, (None, None))
     if _is_input(adapter, name):
-        return Capture(name, x, x, output, joint=joint, finite=((_OF_INPUT, finite_images(x)),), module=adapter.module)
+        whole = volume(*x.shape[2:]) if x.dim() == 5 else None
+        pixels = x if whole is None else whole.to_grid(x)
+        free = ((_OF_INPUT, finite_images(x)),)
+        return Capture(name, x, pixels, output, layout=whole, joint=joint, finite=free, module=adapter.module)
     form = layout(adapter.module, x, name, values, adapter.logits, adapter.grid) if values is not None else None
     if values is None or form is None:
         raise LayerError(_no_grid(adapter, name, values, x))
@@ -352,6 +365,12 @@ def _captured(adapter: Adapter, name: str, seen: dict[str, tuple[Tensor, Joint]]
 
 def _no_grid(adapter: Adapter, name: str, values: Tensor | None, x: Tensor) -> str:
     got = f"shape {tuple(values.shape)}" if values is not None else "no single tensor of places"
+    if x.dim() == 5:
+        return (
+            f"layer {name!r} of {adapter.name} gives no slices larger than 1 x 1 ({got} from an input of {tuple(x.shape)}); of films "
+            "and volumes only layers that return (B, C, t, h, w) have a map (no tokens, windows, channels last or frames folded "
+            "into the batch). What looks at the pixels works: layer='input', or saliency"
+        )
     if values is not None and adapter.grid is not None:
         found = layout(adapter.module, x, name, values, adapter.logits)
         if found is not None:

@@ -28,7 +28,7 @@ from sightline.models.twin import constant, isolated, twin
 
 # How much larger than its input a network's widest pair of layers is at most (VGG: 43), and than a grid its head's.
 # With a graph, what its layers said is kept until the gradient is taken.
-_PER_IMAGE, _PER_GRID, _PER_GRADIENT = 48, 8, 192
+PER_IMAGE, _PER_GRID, PER_GRADIENT = 48, 8, 192
 MEMORY_MB = 512
 Progress = Callable[[int, int], None]
 
@@ -108,7 +108,7 @@ def probe(
     """
     x, layer = seen.input, seen.layer
     form = seen.layout or Layout("maps", (seen.activations.shape[2], seen.activations.shape[3]))
-    check_input(x)
+    check_input(x, volumes=True)
     if len(x) != 1:
         raise ModelError(f"a probe asks about one image, not {len(x)}")
     if not isinstance(memory_mb, int | float) or not memory_mb > 0:
@@ -118,10 +118,10 @@ def probe(
     spent = Budget() if budget is None else budget
     calls = 0
     many = False  # whether the model has taken several pictures at once
-    apart = any(_by_batch(one) for one in adapter.module.modules())
-    batch = 1 if apart else _fitting(memory_mb, x, _PER_IMAGE, 16)
-    gradient_batch = 1 if apart else _fitting(memory_mb, x, _PER_GRADIENT, 16)
-    head_batch = 1 if apart else _fitting(memory_mb, seen.activations, _PER_GRID, 512)
+    apart = any(by_batch(one) for one in adapter.module.modules())
+    batch = 1 if apart else fitting(memory_mb, x, PER_IMAGE, 16)
+    gradient_batch = 1 if apart else fitting(memory_mb, x, PER_GRADIENT, 16)
+    head_batch = 1 if apart else fitting(memory_mb, seen.activations, _PER_GRID, 512)
     live = [seen] if seen.joint is not None else []
     in_steps: list[Capture] = []
 
@@ -203,7 +203,7 @@ def probe(
                     # The layer works in place: whoever else holds that tensor must see what is put there, too.
                     if len(places) != len(part):
                         raise ModelError(f"layer {layer!r} works in place on one image")
-                    places.copy_(part)
+                    own.copy_(form.from_grid(part, own))
                     return output
                 return with_grid(output, form.from_grid(part, own))
 
@@ -213,7 +213,7 @@ def probe(
             return asked_with(x, grids)
         except ModelError:
             # A skip connection that is concatenated doesn't broadcast: give the trunk as many images.
-            return torch.cat(in_parts(grids, lambda part: asked_with(x.expand(len(part), -1, -1, -1), part)))
+            return torch.cat(in_parts(grids, lambda part: asked_with(x.expand(len(part), *x.shape[1:]), part)))
 
     def of_pixels(images: Tensor, rule: Ruled | None) -> tuple[Tensor, Tensor]:
         leaf = images.detach().requires_grad_()
@@ -416,13 +416,13 @@ def _second_order(name: str) -> Iterator[None]:
         raise ModelError(f"no second derivative can be taken through the head of {name}: {error}") from error
 
 
-def _fitting(memory_mb: float, one: Tensor, factor: int, most: int) -> int:
+def fitting(memory_mb: float, one: Tensor, factor: int, most: int) -> int:
     """How many go into one forward."""
     size = one[0].numel() * one.element_size() * factor
     return int(max(1, min(most, memory_mb * 1e6 / size)))
 
 
-def _by_batch(module: nn.Module) -> bool:
+def by_batch(module: nn.Module) -> bool:
     """Whether what it says of one image depends on the others, also in evaluation mode."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 

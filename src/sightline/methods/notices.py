@@ -27,8 +27,30 @@ def notices(
         unrectified: the same before negative values were cut.
         is_probability: whether the target was a softmax probability.
     """
-    said = []
     score = float(capture.scores[0]) if capture.scores is not None else 0.0
+    said = about_map(method, raw, unrectified, score)
+    if (share := _moved_by_places(capture)) is not None and share < 0.05:
+        said.append(
+            f"the patch tokens of layer {capture.layer} move the score by about {share * 100:.2g} % only (to first order): what decides was in "
+            "the class token before it; attention-grad follows all blocks"
+        )
+    if method.name == "grad-cam" and (differ := difference(raw, hires_cam(capture)[0].relu())) > 0.05:
+        said.append(
+            f"grad-cam averages gradients and can mark areas that the model did not use; hires-cam lies elsewhere by {differ * 100:.0f} % here"
+        )
+    if edge_detector(method):
+        said.append(
+            "behaves like an edge detector: it shows what the picture holds, also where the model knows nothing "
+            "(its map hardly changes when upper layers are made random)"
+        )
+    if is_probability and score > 0.999:
+        said.append("saturated: the probability is so near 1 that its gradient vanishes; use the log-probability")
+    return said
+
+
+def about_map(method: Method, raw: Tensor, unrectified: Tensor, score: float) -> list[str]:
+    """The cautions that a map (h, w) tells itself, without the capture that it was made of."""
+    said = []
     if not method.class_specific:
         said.append(f"{method.name} is not class-specific: it shows the same for every class")
     found = "no evidence found: the map is" if method.class_specific else "the map is"
@@ -41,27 +63,11 @@ def notices(
         said.append(
             f"the map is nearly the same everywhere (its lowest value is {lowest / highest * 100:.0f} % of its highest): it does not tell where"
         )
-    if (share := _moved_by_places(capture)) is not None and share < 0.05:
-        said.append(
-            f"the patch tokens of layer {capture.layer} move the score by about {share * 100:.2g} % only (to first order): what decides was in "
-            "the class token before it; attention-grad follows all blocks"
-        )
     negative, positive = float((-unrectified).relu().sum()), float(unrectified.relu().sum())
     if not method.signed and method.class_specific and negative > positive:
         share = negative / (negative + positive)
         shown = "; hires-cam shows it" if method.needs == "gradients" else ""
         said.append(f"evidence against is hidden: {share * 100:.0f} % of this map was negative and cut{shown}")
-    if method.name == "grad-cam" and (differ := difference(raw, hires_cam(capture)[0].relu())) > 0.05:
-        said.append(
-            f"grad-cam averages gradients and can mark areas that the model did not use; hires-cam lies elsewhere by {differ * 100:.0f} % here"
-        )
-    if edge_detector(method):
-        said.append(
-            "behaves like an edge detector: it shows what the picture holds, also where the model knows nothing "
-            "(its map hardly changes when upper layers are made random)"
-        )
-    if is_probability and score > 0.999:
-        said.append("saturated: the probability is so near 1 that its gradient vanishes; use the log-probability")
     return said
 
 

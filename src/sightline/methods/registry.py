@@ -21,7 +21,7 @@ from sightline.engine.attention import WANTED, AttentionCapture
 from sightline.engine.capture import Capture
 from sightline.engine.probe import Probe
 from sightline.engine.rules import Rule
-from sightline.errors import MethodError, SightlineError, did_you_mean
+from sightline.errors import LayerError, MethodError, SightlineError, did_you_mean
 from sightline.models.adapter import Adapter
 
 Needs = Literal[
@@ -48,6 +48,10 @@ PIXELS: dict[Needs, Rule | None] = {"pixels": None, "guided-pixels": "guided", "
 OF_INPUT: tuple[Needs, ...] = (*PIXELS, "input-gradients", *OUTSIDE)
 # Those that look at the whole network, and at no layer of it.
 WHOLE: tuple[Needs, ...] = (*WANTED, "model", *OF_INPUT)
+# Those that treat all places alike, so that slices of a volume may lie below each other.
+OF_VOLUMES: tuple[Needs, ...] = (*ONE_PASS, *PIXELS, "head")
+# An option by which one of them looks at the places beside a place.
+_OF_NEIGHBOURS = "spread"
 Function = Callable[..., Tensor]
 
 
@@ -209,6 +213,22 @@ def check_possible(chosen: Method, adapter: Adapter) -> None:
             f"{chosen.name} looks into the model, and {adapter.name} is a black box, of which only the scores are known; "
             f"these methods work: {', '.join(possible(adapter))}"
         )
+
+
+def check_of_volumes(chosen: Method, options: Mapping[str, Any], layers: Sequence[str | None]) -> None:
+    """Refuses what can't be asked of a film or volume."""
+    if chosen.needs not in OF_VOLUMES:
+        works = ", ".join(one.name for one in list_methods().values() if one.needs in OF_VOLUMES)
+        raise MethodError(
+            f"{chosen.name} looks at neighbours on a picture, or draws pictures of its own, and can't be asked of a film or volume "
+            f"(B, C, T, H, W); these methods can: {works}"
+        )
+    if options.get(_OF_NEIGHBOURS):
+        raise MethodError(
+            f"option {_OF_NEIGHBOURS} of {chosen.name} looks at neighbours on a picture; leave it out here"
+        )
+    if len(layers) > 1:
+        raise LayerError(f"of films and volumes the map of one layer is made, not of {len(layers)} fused; name one")
 
 
 def find(name: str | Function | Method) -> Method:

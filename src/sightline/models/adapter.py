@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sightline.errors import LayerError, ModelError
+from sightline.models.bands import bands_of, plain
 from sightline.models.black_box import BlackBox
 from sightline.models.dense import choose_layer, detector
 from sightline.models.given import Finding
+from sightline.models.held import holding
 from sightline.models.keras_module import is_keras
 from sightline.models.outputs import unwrap
 from sightline.models.preprocess import Preprocess, measured, specification
@@ -21,6 +23,7 @@ from sightline.models.twin import submodule, unwrapped
 
 # The name of the layer that is the picture itself, as the model receives it.
 INPUT = "input"
+_TRIED = 16  # frames of a film, where a model takes all that there are
 # What a model does. "" is read off what it returns: (B, K) are classes, (B, K, h, w) segmentation, boxes detection.
 Task = Literal["", "classes", "labels", "regression", "embedding", "segmentation", "detection", "words"]
 TASKS: tuple[str, ...] = get_args(Task)
@@ -50,6 +53,7 @@ class Adapter:
         levels: layers that together are one pyramid of a detector, finest first: where no layer is named, those which a target reads.
         covers: (width, height) of the input that the layers' grids cover, where the model itself pads the input (1, C, H, W) at the
             right and below.
+        frames: how many frames of a film it takes, of which `preprocess` makes one each, or "all"; None takes one picture.
         prompted: the same model with other texts to tell pictures apart by, where it reads text.
         settled: the same model made ready for one input (1, C, H, W), where it must see that first, as one that answers in words.
     """
@@ -71,6 +75,7 @@ class Adapter:
     task: Task = ""
     levels: tuple[str, ...] = ()
     covers: Callable[[Tensor], tuple[int, int]] | None = None
+    frames: int | Literal["all"] | None = None
     prompted: Callable[[Sequence[str]], Adapter] | None = None
     settled: Callable[[Tensor], Adapter] | None = None
 
@@ -86,12 +91,15 @@ def adapt(
     module: nn.Module | Callable[[Tensor], Any],
     *,
     layers: Sequence[str] | None = None,
-    preprocess: Callable[[Image.Image], Any] | None = None,
+    preprocess: Callable[[Any], Any] | None = None,
     labels: Sequence[str] | None = None,
     logits: Callable[[Any], Any] | None = None,
     grid: tuple[int, int] | None = None,
     name: str | None = None,
     task: Task = "",
+    explained: str | None = None,
+    others: Mapping[str, Any] | None = None,
+    frames: int | Literal["all"] | None = None,
 ) -> Adapter:
     """Makes any `nn.Module`, Keras model on the torch backend, or other function from pictures to scores explainable.
 
@@ -103,7 +111,7 @@ def adapt(
             array or a list. It is called without a graph, with several pictures at once; whether several threads may call it at
             once is its own matter.
         layers: the target layer, as [name]; chosen by running the model when left out.
-        preprocess: from a PIL picture to a float tensor (C, H, W), such as torchvision's evaluation transforms.
+        preprocess: from a PIL picture to a float tensor (C, H, W), such as torchvision's evaluation transforms; or `bands`.
             Where the tensor lies on the picture is found by measuring it; it may also return (tensor, View).
             Without it, only `attribute` (tensors) works.
         labels: class names by index.
@@ -114,12 +122,21 @@ def adapt(
         task: what it does; read off what it returns when left out. "labels" for classes that don't exclude each other (a sigmoid
             each), "regression" for values, "embedding" for a vector to compare pictures by. Logits (B, K, h, w) are segmentation, a
             list with a mapping of boxes, labels and scores for each picture is detection, of a function too.
+        explained: of a module with several inputs, the argument of its forward that gets the picture; the first when left out.
+        others: what the other arguments get, such as {"right": tensor}; they stay as they are. A tensor of one row is
+            repeated for each picture of a batch.
+        frames: of a model of films or volumes, which takes (B, C, T, H, W): how many frames it takes, or "all" that there are;
+            `preprocess` then makes (C, H, W) of one frame. See `explain_frames`.
 
     Raises:
         ModelError: neither a module nor a function, or a module in which nothing can be captured honestly.
         LayerError: no such layer.
     """
     if is_keras(module):
+        if any(one is not None for one in (explained, others, frames)):
+            raise ModelError(
+                "explained, others and frames are for torch modules; wrap the Keras model in one, or in a function"
+            )
         from sightline.models.keras import live
 
         return live(module, layers=layers, preprocess=preprocess, labels=labels, logits=logits, grid=grid, name=name)
@@ -133,17 +150,28 @@ def adapt(
         raise ModelError(f"task is {task!r}; expected one of {', '.join(TASKS[1:])}, or nothing to have it found")
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise ModelError("labels must be a list of names, one a class")
-    take = preprocess if preprocess is None or specification(preprocess) else measured(preprocess)
+    if frames is not None and frames != "all" and not (type(frames) is int and 1 <= frames <= 10_000):
+        raise ModelError(f"frames={frames!r}; expected how many frames the model takes, such as 16, or 'all'")
+    take = preprocess
+    if take is not None and not specification(take) and not bands_of(take):
+        take = measured(take)
     names = tuple(labels) if labels is not None else None
     if not isinstance(module, nn.Module):
         if layers is not None or grid is not None or logits is not None:
             raise ModelError(
                 "a function is a black box: layers, grid and logits are for modules; let it return the scores (N, K) themselves"
             )
+        if explained is not None or others is not None or frames is not None:
+            raise ModelError(
+                "a function is a black box that takes pictures alone: explained, others and frames are for modules"
+            )
         name = name or getattr(module, "__name__", type(module).__name__).strip("<>")
         parts: dict[str, Any] = {"preprocess": take, "labels": names, "provenance": {"source": "user's function"}}
         return replace(black_box(name, module, **parts), task=task)
     module, notes = unwrapped(module)
+    if explained is not None or others is not None:
+        module, note = holding(module, explained, others or {})
+        notes = (*notes, note)
     dense = detector(module) if not layers else None
     if isinstance(layers, str) or (layers is not None and len(layers) != 1):
         raise ModelError(f"layers={layers!r}; expected a list of one layer name, such as ['layer4']")
@@ -155,13 +183,16 @@ def adapt(
     if dense is not None and dense.levels:
         chosen, reason = dense.levels[-1], dense.reason
     if chosen is None and take is not None:
-        x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
+        of = bands_of(take)
+        x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)) if of is None else plain(of, 256))
+        if frames is not None:
+            x = x[:, None].expand(-1, _TRIED if frames == "all" else frames, -1, -1)
         try:
             ready = like_weights(x[None], module)
             chosen, reason = choose_layer(module, ready, logits or unwrap, grid, dense)
         except ModelError as error:
             raise ModelError(
-                f"{error}. This was a plain picture of 256 x 256 that adapt tried, which the preprocessing made {x.shape[-1]} x {x.shape[-2]}: "
+                f"{error}. This was a plain picture of 256 x 256 that adapt tried{'' if frames is None else ', as every frame'}, which the preprocessing made {x.shape[-1]} x {x.shape[-2]}: "
                 "let it resize to what the model takes, or name layers=[...]"
             ) from error
         except LayerError as error:  # what looks at no layer can be asked all the same
@@ -180,6 +211,7 @@ def adapt(
         covers=dense.covers if dense else None,
         provenance={"source": "user's module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
         notes=notes,
+        frames=frames,
     )
 
 

@@ -44,16 +44,34 @@ class Layout:
     """How a layer's output holds a grid of places.
 
     Attributes:
-        kind: "maps" is (B, C, h, w); "channels last" (B, h, w, C); "tokens" (B, T, C); "tokens first" (T, B, C).
-        size: (h, w).
+        kind: "maps" is (B, C, h, w); "channels last" (B, h, w, C); "tokens" (B, T, C); "tokens first" (T, B, C); "volume"
+            (B, C, t, h, w), whose slices lie below each other in the grid.
+        size: (h, w); of a volume (t * h, w).
         before: of tokens, how many stand before the places, which follow row by row (class token, registers).
         after: how many stand behind them.
+        depth: of a volume, how many slices it has; else 0.
     """
 
-    kind: Literal["maps", "channels last", "tokens", "tokens first"]
+    kind: Literal["maps", "channels last", "tokens", "tokens first", "volume"]
     size: tuple[int, int]
     before: int = 0
     after: int = 0
+    depth: int = 0
+
+    @property
+    def is_map(self) -> bool:
+        """Whether channels come second and places behind them, as convolutions have it."""
+        return self.kind in ("maps", "volume")
+
+    @property
+    def shown(self) -> str:
+        """The size in words: 7x7, or 2x7x7."""
+        h, w = self.size
+        return f"{self.depth}x{h // self.depth}x{w}" if self.depth else f"{h}x{w}"
+
+    def unfolded(self, maps: Tensor) -> Tensor:
+        """Maps (B, h, w) with the slices of a volume as a dimension of their own, (B, t, h, w); others as they are."""
+        return maps.reshape(len(maps), self.depth, -1, maps.shape[2]) if self.depth else maps
 
     @property
     def extra(self) -> int:
@@ -61,9 +79,11 @@ class Layout:
         return self.before + self.after
 
     def to_grid(self, output: Tensor) -> Tensor:
-        """The places of a layer's output, (B, C, h, w); a view."""
+        """The places of a layer's output, (B, C, h, w); a view, unless a volume's memory lies in another order."""
         if self.kind == "maps":
             return output
+        if self.kind == "volume":
+            return output.flatten(2, 3)
         if self.kind == "channels last":
             return output.permute(0, 3, 1, 2)
         tokens = output.transpose(0, 1) if self.kind == "tokens first" else output
@@ -74,6 +94,8 @@ class Layout:
         """A layer's output with its places exchanged for those of (N, C, h, w); one output serves any N. A new tensor."""
         if self.kind == "maps":
             return grid.clone()
+        if self.kind == "volume":
+            return grid.clone().reshape(*grid.shape[:2], self.depth, -1, grid.shape[3])
         if self.kind == "channels last":
             return grid.permute(0, 2, 3, 1).contiguous()
         tokens = output.transpose(0, 1) if self.kind == "tokens first" else output
@@ -85,12 +107,15 @@ class Layout:
 
     def places(self, output: Tensor) -> Tensor:
         """(B, T, C): every place, and every token that is none."""
-        if self.kind in ("maps", "channels last"):
+        if self.is_map or self.kind == "channels last":
             return self.to_grid(output).flatten(2).transpose(1, 2)
         return output.transpose(0, 1) if self.kind == "tokens first" else output
 
     def fits(self, shape: Sequence[int], batch: int) -> bool:
         """Whether an output of this shape can be laid out so."""
+        if self.kind == "volume":
+            h, w = self.size
+            return len(shape) == 5 and shape[0] == batch and tuple(shape[2:]) == (self.depth, h // self.depth, w)
         if len(shape) != (4 if self.kind in ("maps", "channels last") else 3):
             return False
         if shape[1 if self.kind == "tokens first" else 0] != batch:
@@ -130,10 +155,12 @@ def possible(
 
     Args:
         shape: of the layer's output.
-        input_shape: (B, C, H, W).
+        input_shape: (B, C, H, W) or (B, C, T, H, W).
         seen: grids that convolutions gave in the same forward, such as that of the patch embedding.
         size: (h, w) where the user named it.
     """
+    if len(input_shape) == 5:
+        return _volumes(shape, input_shape)
     batch, picture = input_shape[0], (input_shape[2], input_shape[3])
     found: list[Layout] = []
     if len(shape) == 4 and shape[0] == batch:
@@ -152,6 +179,18 @@ def possible(
             sizes = _sizes(count, picture, seen) if size is None else [size] if 1 < size[0] * size[1] <= count else []
             found += [Layout(kind, one, count - one[0] * one[1]) for one in sizes]
     return found
+
+
+def volume(depth: int, height: int, width: int) -> Layout:
+    """Of (B, C, depth, height, width)."""
+    return Layout("volume", (depth * height, width), depth=depth)
+
+
+def _volumes(shape: Sequence[int], input_shape: Sequence[int]) -> list[Layout]:
+    """An output (B, C, t, h, w) of an input (B, C, T, H, W): the slices are like its own, and no more than twice as many."""
+    if len(shape) != 5 or shape[0] != input_shape[0] or not 1 <= shape[2] <= 2 * input_shape[2]:
+        return []
+    return [volume(*shape[2:])] if _like(shape[3:], input_shape[3:]) else []
 
 
 def _sizes(count: int, picture: tuple[int, int], seen: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -184,7 +223,7 @@ def measure(
     Returns:
         The layout of each layer for which one fits; the others have none. Each must run once in a forward.
     """
-    sizes = [one.size for each in found.values() for one in each if one.kind != "maps"]
+    sizes = [one.size for each in found.values() for one in each if not one.is_map]
     finest = max(sizes or [(14, 14)], key=lambda size: size[0] * size[1])
     height, width = x.shape[2], x.shape[3]
     boxes = [_box(at, _QUARTERS[index % 4], finest, (height, width)) for index, at in enumerate(_PLACES)]

@@ -21,7 +21,8 @@ from sightline.models.outputs import only_grid, tensors_of, unwrap, with_grid
 from sightline.models.twin import isolated, submodule, twin
 
 # Modules that hand on what they were given; naming one of them as "the layer" explains nothing.
-_PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 # Modules that work on (B, C, h, w) alone.
 _MAPS = (
     nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.MaxPool2d, nn.AvgPool2d,
@@ -43,6 +44,7 @@ class Layer:
     """One layer that gives a grid: its name, type, channels, and grid (h, w) at the input that was run.
 
     Attributes:
+        depth: how many slices the grid has where the layer gives a volume; they lie below each other.
         alive: whether the output depends on its places; False for patch tokens of which nothing is read any more.
     """
 
@@ -53,6 +55,12 @@ class Layer:
     chosen: bool = False
     reason: str = ""
     alive: bool = True
+    depth: int = 0
+
+    @property
+    def shown(self) -> str:
+        """The grid in words: 7x7, or 2x7x7."""
+        return Layout("volume" if self.depth else "maps", self.grid, depth=self.depth).shown
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,7 @@ def layout(
     module = submodule(model, name)
     square = len(shape) == 4 and shape[2] == shape[3]
     doubt = _mixes(model) and (len(readings) > 1 or square) and not _is(module, _MAPS)
-    if readings and readings[0].kind == "maps" and not doubt:
+    if readings and readings[0].is_map and not doubt:
         return readings[0]
     if len(shape) != 3 and not readings:
         return None
@@ -265,7 +273,7 @@ def _run(model: nn.Module, x: Tensor, logits: Logits, size: tuple[int, int] | No
     events = []
     for name, module, shape in returned:
         readings = tuple(possible(shape, x.shape, dict.fromkeys(seen), size))
-        maps = bool(readings) and readings[0].kind == "maps"
+        maps = bool(readings) and readings[0].is_map
         attention = len(shape) == 4 and shape[2] == shape[3] and shape[2] in counts and not _is(module, _MAPS)
         certain = maps and not attention and (len(readings) == 1 or _is(module, _MAPS))
         form = readings[0] if maps and not attention else None
@@ -306,7 +314,7 @@ def _usable(events: Sequence[_Event]) -> list[_Event]:
         event
         for event in events
         if event.layout and not event.is_final and event.name and runs[event.name] == 1
-        if event.layout.kind == "maps" or not isinstance(event.module, nn.Sequential)
+        if event.layout.is_map or not isinstance(event.module, nn.Sequential)
     ]
 
 
@@ -317,7 +325,7 @@ def _chosen(
     last = None
     runs = Counter(event.name for event in events)
     for index, event in enumerate(events):
-        conv = _is(event.module, nn.Conv2d) and event.layout is not None and event.layout.kind == "maps"
+        conv = _is(event.module, _CONVOLUTIONS) and event.layout is not None and event.layout.is_map
         if conv and not event.is_final and runs[event.name] == 1:
             last = index
     weighted = [
@@ -325,17 +333,17 @@ def _chosen(
         for index, event in enumerate(events)
         if len(event.shape) > 2 and any(True for _ in event.module.parameters(recurse=False))
     ]
-    maps = {index for index, event in enumerate(events) if event.layout is not None and event.layout.kind == "maps"}
+    maps = {index for index, event in enumerate(events) if event.layout is not None and event.layout.is_map}
     tokens = [index for index in weighted if last is None or (index > last and index not in maps)]
     layer = None
     if last is not None and len(tokens) <= len(weighted) / 2:
         layer = _by_convolution(model, events, last, x, logits)
         end = max(index for index, event in enumerate(events) if event.name == layer.name)
-        behind = [event for event in events[end + 1 :] if any(one.kind != "maps" for one in event.readings)]
+        behind = [event for event in events[end + 1 :] if any(not one.is_map for one in event.readings)]
         # An attention that pools has no norms; one norm and more, and blocks follow the convolutions.
         if sum(map(_is_norm, behind)) < 2 and not layer.reason.endswith(NOT_ALL):
             return layer
-    if any(reading.kind != "maps" for event in events for reading in event.readings):
+    if any(not reading.is_map for event in events for reading in event.readings):
         # Here no shape is trusted. Blocks and norms first: what stands inside a block is seldom what is looked for.
         doubted = [replace(event, layout=None, certain=not event.readings) for event in events]
         outer = [event for event in doubted if _is_norm(event) or any(True for _ in event.module.children())]
@@ -348,6 +356,12 @@ def _chosen(
             f"grid={size} is the grid of no layer of {type(model).__name__}: when places of the picture are changed one by one, no tokens follow "
             "them in so many rows and columns; leave grid out to have it found"
         )
+    if layer is None and x.dim() == 5:
+        raise LayerError(
+            f"{type(model).__name__} has no 3-D convolution that gives slices larger than 1 x 1 for an input of {tuple(x.shape)}; "
+            "of films and volumes only layers that return (B, C, t, h, w) have a map (no tokens, windows, channels last or frames "
+            "folded into the batch). What looks at the pixels works: layer='input', or saliency"
+        )
     if layer is None:
         raise LayerError(
             f"{type(model).__name__} has no convolution that gives a grid larger than 1 x 1 at this input size, and no layer whose "
@@ -358,7 +372,7 @@ def _chosen(
 
 def _by_convolution(model: nn.Module, events: list[_Event], last: int, x: Tensor, logits: Logits) -> Layer:
     grid = events[last].shape[2:]
-    usable = {id(event) for event in _usable(events) if event.layout and event.layout.kind == "maps"}
+    usable = {id(event) for event in _usable(events) if event.layout and event.layout.is_map}
     fit = [
         (index, event) for index, event in enumerate(events) if id(event) in usable and not _is(event.module, _PASSIVE)
     ]
@@ -369,12 +383,11 @@ def _by_convolution(model: nn.Module, events: list[_Event], last: int, x: Tensor
     carries_all = _silencer(model, x, logits, events)
     whole = next((event for event in tried if carries_all(event.name)), None)
     layer = _layer(whole or ends[-1])
-    h, w = layer.grid
-    reason = f"the last {h}x{w} grid before pooling, {layer.channels} channels ({layer.kind})"
+    reason = f"the last {layer.shown} grid before pooling, {layer.channels} channels ({layer.kind})"
     if whole is None:
         reason += f"; {NOT_ALL}"
     elif whole is not ends[-1]:
-        reason = f"the last layer that all that reaches the output goes through: {h}x{w}, {layer.channels} channels ({layer.kind})"
+        reason = f"the last layer that all that reaches the output goes through: {layer.shown}, {layer.channels} channels ({layer.kind})"
     return replace(layer, chosen=True, reason=reason)
 
 
@@ -467,7 +480,7 @@ def _silencer(model: nn.Module, x: Tensor, logits: Logits, events: Sequence[_Eve
             if any(
                 one is grid for one in args
             ):  # works in place: whoever else holds that tensor must see it silenced, too
-                places.zero_()
+                (grid if layouts[name].depth else places).zero_()
                 return output
             return with_grid(output, layouts[name].from_grid(torch.zeros_like(places), grid))
 
@@ -493,7 +506,8 @@ def _silencer(model: nn.Module, x: Tensor, logits: Logits, events: Sequence[_Eve
     size = float(x.abs().mean()) or 1.0
     pictures = []
     for _ in range(2):  # coarse and fine structure, so that a way for either is found
-        coarse = F.interpolate(torch.randn(1, *x.shape[1:2], 8, 8, generator=generator), x.shape[2:], mode="bilinear")
+        rough = torch.randn(1, *x.shape[1:2], *[8] * (x.dim() - 2), generator=generator)
+        coarse = F.interpolate(rough, x.shape[2:], mode="bilinear" if x.dim() == 4 else "trilinear")
         pictures.append(((coarse + torch.randn(1, *x.shape[1:], generator=generator)) * size).to(x))
     whole: list[float | None] = []
 
@@ -511,5 +525,6 @@ def _silencer(model: nn.Module, x: Tensor, logits: Logits, events: Sequence[_Eve
 def _layer(event: _Event) -> Layer:
     if event.layout is None:
         raise LayerError(f"layer {event.name!r} gives no grid")
-    channels = event.shape[1] if event.layout.kind == "maps" else event.shape[-1]
-    return Layer(event.name, type(event.module).__name__, channels, event.layout.size)
+    channels = event.shape[1] if event.layout.is_map else event.shape[-1]
+    layer = Layer(event.name, type(event.module).__name__, channels, event.layout.size)
+    return replace(layer, depth=event.layout.depth)

@@ -53,14 +53,17 @@ def _parts(output: Any) -> list[tuple[Any, Any]]:
 
 
 def only_grid(output: Any) -> Tensor | None:
-    """The one float tensor in a layer's output that can hold a grid: of four dimensions, else of three (tokens); or None."""
+    """The one float tensor in a layer's output that can hold a grid: of four dimensions, else of three (tokens), else of five
+    (volumes); or None."""
     if isinstance(output, Tensor):
-        return output if output.dim() in (3, 4) and output.is_floating_point() else None
+        return output if output.dim() in (3, 4, 5) and output.is_floating_point() else None
     parts = list(output.values()) if isinstance(output, dict) else output
     if not isinstance(parts, tuple | list):
         return None
     floats = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
-    maps, tokens = ([part for part in floats if part.dim() == count] for count in (4, 3))
+    maps, tokens, volumes = ([part for part in floats if part.dim() == count] for count in (4, 3, 5))
+    if not maps and not tokens:
+        return volumes[0] if len(volumes) == 1 else None
     if len(tokens) == 1 and any(one.shape[-1] == one.shape[-2] == tokens[0].shape[1] for one in maps):
         return tokens[0]  # beside it stand its attention probabilities
     return maps[0] if len(maps) == 1 else tokens[0] if len(tokens) == 1 and not maps else None

@@ -17,7 +17,8 @@ from torch import Tensor
 from sightline.errors import ImageError, ModelError, did_you_mean
 from sightline.models.view import View
 
-Preprocess = Callable[[Image.Image], tuple[Tensor, View]]
+# Of a PIL picture, or of an array (H, W, n) where `bands` made it.
+Preprocess = Callable[[Any], tuple[Tensor, View]]
 _LARGEST = 64  # times the input's area
 Fit = Literal["shorter", "longer", "exact", "whole", "none"]
 
@@ -84,7 +85,7 @@ def enough(preprocess: Preprocess, photo: tuple[int, int]) -> tuple[int, int] | 
     spec = specification(preprocess)
     if spec is None:
         return None
-    width, height = _scaled_size(photo, spec["resize"], spec["fit"])
+    width, height = scaled_size(photo, spec["resize"], spec["fit"])
     return 2 * width, 2 * height
 
 
@@ -114,7 +115,7 @@ def _prepared(
     resample = getattr(Image.Resampling, interpolation.upper())
     channel_mean, channel_std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
     photo = photo or image.size
-    scaled = _scaled_size(photo, resize, fit)
+    scaled = scaled_size(photo, resize, fit)
     if fit in ("whole", "none"):
         size = scaled
     # Rounded as torchvision rounds, so that not one pixel differs.
@@ -210,7 +211,8 @@ def _part(part: str, value: Any) -> Any:
     return tuple(float(one) for one in (numbers * 3 if len(numbers) == 1 else numbers))
 
 
-def _scaled_size(photo: tuple[int, int], resize: int | tuple[int, int], fit: Fit) -> tuple[int, int]:
+def scaled_size(photo: tuple[int, int], resize: int | tuple[int, int], fit: Fit) -> tuple[int, int]:
+    """(width, height) to which a photograph is scaled."""
     width, height = photo
     if fit == "none":
         return photo

@@ -55,15 +55,15 @@ def sheet(
 
     def draw(canvas: Image.Image) -> int:
         pen = ImageDraw.Draw(canvas)
-        y = _text(pen, _MARGIN - 6, heading, _font(24, bold=True), _INK, inner) + 8
+        y = _text(pen, _MARGIN - 6, heading, face(24, bold=True), _INK, inner) + 8
         for row in rows:
             y = _row(canvas, pen, y, row)
         for key in keys:
             y = _key(canvas, pen, y, key, inner)
         for caption in captions:
-            y = _text(pen, y, caption, _font(14), _SOFT, inner) + 2
+            y = _text(pen, y, caption, face(14), _SOFT, inner) + 2
         for warning in warnings:
-            y = _text(pen, y, f"\N{BULLET} {warning}", _font(14), _ALARM, inner) + 2
+            y = _text(pen, y, f"\N{BULLET} {warning}", face(14), _ALARM, inner) + 2
         return y + _MARGIN
 
     height = draw(Image.new("RGB", (width, 1)))  # drawn outside of the canvas first, to learn how high it is
@@ -92,7 +92,7 @@ def _fitted(size: tuple[int, int], longer: int) -> tuple[int, int]:
 
 
 def _row(canvas: Image.Image, pen: ImageDraw.ImageDraw, y: int, row: Sequence[Tile]) -> int:
-    font, bottom, x = _font(16, bold=True), y, _MARGIN
+    font, bottom, x = face(16, bold=True), y, _MARGIN
     titles = [_wrapped(tile.title, font, _column(tile)) for tile in row]
     top = y + 22 * max(len(lines) for lines in titles)
     for tile, lines in zip(row, titles, strict=True):
@@ -101,8 +101,8 @@ def _row(canvas: Image.Image, pen: ImageDraw.ImageDraw, y: int, row: Sequence[Ti
             pen.text((x, top - 22 * (len(lines) - index)), line, font=font, fill=_INK)
         canvas.paste(small, (x, top + 2))
         end = top + small.height + 8
-        for line in _wrapped(tile.note, _font(13), _column(tile)) if tile.note else ():
-            pen.text((x, end), line, font=_font(13), fill=_SOFT)
+        for line in _wrapped(tile.note, face(13), _column(tile)) if tile.note else ():
+            pen.text((x, end), line, font=face(13), fill=_SOFT)
             end += 18
         bottom, x = max(bottom, end), x + _column(tile) + _MARGIN
     return bottom + 8
@@ -121,11 +121,11 @@ def _key(canvas: Image.Image, pen: ImageDraw.ImageDraw, y: int, key: Key, width:
     )
     low, high = f"{key.low:.3g}", f"{key.high:.3g}"
     x = _MARGIN
-    pen.text((x, y - 2), low, font=_font(14), fill=_INK)
-    x += round(_font(14).getlength(low)) + 8
+    pen.text((x, y - 2), low, font=face(14), fill=_INK)
+    x += round(face(14).getlength(low)) + 8
     canvas.paste(bar, (x, y))
     pen.rectangle((x - 1, y - 1, x + bar_width, y + bar_height), outline=_SOFT)
-    pen.text((x + bar_width + 8, y - 2), f"{high}   {key.label}", font=_font(14), fill=_INK)
+    pen.text((x + bar_width + 8, y - 2), f"{high}   {key.label}", font=face(14), fill=_INK)
     return y + bar_height + 12
 
 
@@ -158,7 +158,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 @lru_cache(maxsize=16)
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def face(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The typeface of all sheets."""
     import matplotlib
 
     # DejaVu comes with matplotlib and knows Latin, Greek, Cyrillic, Arabic and more.

@@ -26,6 +26,7 @@ _HOME = {
     "View": "models.view",
     "adapt": "models.adapter",
     "agreement": "agreements",
+    "answering": "models.answers",
     "attribute": "attribution",
     "audit_moved": "audit.moved",
     "audit_run": "audit.run",
@@ -53,6 +54,7 @@ _HOME = {
     "share_scale": "heatmap",
     "side_by_side": "heatmap",
     "write_report": "audit.report",
+    "zero_shot": "models.prompts",
 }
 __all__ = sorted(_HOME)
 
@@ -111,6 +113,8 @@ if TYPE_CHECKING:
     from sightline.metrics.registry import metric as metric
     from sightline.models.adapter import Adapter as Adapter
     from sightline.models.adapter import adapt as adapt
+    from sightline.models.answers import answering as answering
     from sightline.models.load import load_model as load_model
+    from sightline.models.prompts import zero_shot as zero_shot
     from sightline.models.view import View as View
     from sightline.trust import TrustCard as TrustCard

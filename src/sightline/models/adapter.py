@@ -48,7 +48,8 @@ class Adapter:
         task: what it does; "" is read off what it returns. "labels" are classes that don't exclude each other, a sigmoid each;
             "words" those of an answer, a log-probability each.
         prompted: the same model with other texts to tell pictures apart by, where it reads text.
-        settled: the same model made ready for one input (1, C, H, W), where it must see that first, as one that answers in words.
+        settled: the same model made ready for one input (1, C, H, W), where it must see that first, as one that answers in words;
+            that one takes answer="..." too, to be used in place of its own.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Adapter:
     black_box: bool = False
     task: Task = ""
     prompted: Callable[[Sequence[str]], Adapter] | None = None
-    settled: Callable[[Tensor], Adapter] | None = None
+    settled: Callable[..., Adapter] | None = None
 
     def label(self, index: int) -> str:
         """The name of a class, "class 7" where names are unknown."""

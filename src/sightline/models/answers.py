@@ -145,10 +145,11 @@ def layer_for(asking: Asking, x: Tensor) -> tuple[str, str] | None:
         return found.flatten(1, -2).mean(dim=1)  # the mean: each place counts alike
 
     try:
-        layer, reason = layer_choice.choose(called(asking.module, features), x)
+        seen = called(asking.module, features)
+        layer, reason = layer_choice.whole(seen, x) or layer_choice.choose(seen, x)
     except (LayerError, ModelError, RuntimeError):
         return None
-    return layer, f"before the words: {reason}"
+    return layer, f"on the way to the language model: {reason}"
 
 
 def _where(asking: Asking, x: Tensor) -> list[str] | None:

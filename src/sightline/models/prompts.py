@@ -120,8 +120,10 @@ def prompted(
         labels=tuple(" ".join(one.split()) for one in labels or texts),
         task=task,
         notes=(*adapter.notes, ONE_PROMPT) if task == "regression" else adapter.notes,
-        found=tuple(one for one in adapter.found if one.what not in ("prompts", "class names"))
-        + (Finding("prompts", few(texts), "given"),),
+        found=(
+            *(one for one in adapter.found if one.what not in ("prompts", "class names")),
+            Finding("prompts", few(texts), "given"),
+        ),
         prompted=partial(prompted, adapter, module, towers),
     )
 

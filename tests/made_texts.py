@@ -19,7 +19,24 @@ SIDE, PATCH = 48, 8
 GRID = SIDE // PATCH
 RED, BLUE = (1.0, -1.0, -1.0), (-1.0, -1.0, 1.0)
 PROMPTS = ("a red square", "a blue square")
-WORDS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "a", "red", "blue", "square", "what", "is", "this", "?", "USER", "ASSISTANT", ":")
+WORDS = (
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<image>",
+    "a",
+    "red",
+    "blue",
+    "square",
+    "what",
+    "is",
+    "this",
+    "?",
+    "USER",
+    "ASSISTANT",
+    ":",
+)
 _VISION: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16, "image_size": SIDE, "patch_size": PATCH,
 }  # fmt: skip
@@ -34,7 +51,9 @@ def scene(red: Sequence[tuple[int, int]], blue: Sequence[tuple[int, int]]) -> Te
     x = torch.zeros(3, SIDE, SIDE)
     for places, colour in ((red, RED), (blue, BLUE)):
         for row, column in places:
-            x[:, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] = torch.tensor(colour)[:, None, None]
+            x[:, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] = torch.tensor(colour)[
+                :, None, None
+            ]
     return x
 
 
@@ -56,7 +75,12 @@ def tokenizer(begin: str = "<s> $A </s>") -> Any:
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     made.post_processor = processors.TemplateProcessing(single=begin, special_tokens=[("<s>", 1), ("</s>", 2)])
     return hugging.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>", extra_special_tokens=["<image>"]
+        tokenizer_object=made,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens=["<image>"],
     )
 
 
@@ -217,7 +241,11 @@ def llava() -> Any:
 def llava_processor() -> Any:
     """Of the LLaVA: the question between USER and ASSISTANT, behind 36 places for the picture."""
     return hugging.LlavaProcessor(
-        image_processor(), tokenizer("<s> $A"), patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        image_processor(),
+        tokenizer("<s> $A"),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
 
 

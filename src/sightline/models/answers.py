@@ -6,7 +6,7 @@ import inspect
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from sightline.errors import LayerError, ModelError
 from sightline.models import layers as layer_choice
 from sightline.models.adapter import Adapter, adapt, like_weights
 from sightline.models.called import called
+from sightline.models.preprocess import Preprocess, measured, specification
 from sightline.models.processors import taken
 from sightline.models.prompts import shown
 from sightline.models.twin import isolated, twin, unwrapped
@@ -86,14 +87,20 @@ def answering(
         module, processor, _text("question", question), _answer(answer), _count(tokens), ends_of(module, processor)
     )
     check_form(module)
-    take = preprocess
-    if take is None and hasattr(processor, "image_processor"):
+    laid_out(processor, asking.question, 64, 64)
+    take: Preprocess | None = None
+    if preprocess is not None:
+        take = preprocess if specification(preprocess) else measured(preprocess)
+    elif hasattr(processor, "image_processor"):
         take = taken(processor.image_processor)
-    first = first_word(asking)
+    found = None
     if layers is None and take is not None:
-        layers = _where(asking, take(Image.new("RGB", (256, 256), (124, 116, 104)))[0][None])
-    base = adapt(first, layers=layers, preprocess=take, name=name or type(module).__name__)
-    return settling(replace(base, notes=(*notes, *base.notes)), asking)
+        x = take(Image.new("RGB", (256, 256), (124, 116, 104)))[0][None]
+        found = layer_for(asking, like_weights(x, module))
+        layers = None if found is None else [found[0]]
+    base = adapt(first_word(asking), layers=layers, preprocess=take, name=name or type(module).__name__)
+    reason = base.layer_reason if found is None else found[1]
+    return settling(replace(base, layer_reason=reason, notes=(*notes, *base.notes)), asking)
 
 
 def settling(adapter: Adapter, asking: Asking) -> Adapter:
@@ -122,7 +129,7 @@ def ends_of(module: Any, processor: Any, more: Any = None) -> frozenset[int]:
 
 def first_word(asking: Asking) -> nn.Module:
     """The module as a function of pictures alone: the logits of the answer's first token."""
-    inputs = _inputs_by_size(asking)
+    inputs = lru_cache(maxsize=8)(partial(text_inputs, asking))  # by the size of the input
 
     def begin(self: Any, own: Any, x: Tensor) -> Tensor:
         given = inputs(x.shape[-2], x.shape[-1])
@@ -150,11 +157,6 @@ def layer_for(asking: Asking, x: Tensor) -> tuple[str, str] | None:
     except (LayerError, ModelError, RuntimeError):
         return None
     return layer, f"on the way to the language model: {reason}"
-
-
-def _where(asking: Asking, x: Tensor) -> list[str] | None:
-    found = layer_for(asking, like_weights(x, asking.module))
-    return None if found is None else [found[0]]
 
 
 # ----------------------------------------------------------------------------------------------------- the question
@@ -188,32 +190,35 @@ def _tokenizer(processor: Any) -> Any:
 
 
 def conversation(processor: Any, question: str) -> str:
-    """The question as the model was trained to be asked: by its template of conversations, else round its sign for a picture."""
-    if getattr(processor, "chat_template", None):
-        said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        return str(processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+    """The question as the model was trained to be asked: by its template of conversations, else round its sign for a picture.
+
+    A question that has this sign in it is the whole text already.
+    """
     sign = getattr(processor, "image_token", None)
     if not isinstance(sign, str) or sign in question:
         return question
+    if getattr(processor, "chat_template", None):
+        said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        return str(processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
     return f"{sign}{question}" if "PaliGemma" in type(processor).__name__ else f"USER: {sign}\n{question} ASSISTANT:"
 
 
-def _inputs_by_size(asking: Asking) -> Callable[[int, int], dict[str, Tensor]]:
-    return lru_cache(maxsize=8)(partial(text_inputs, asking))
+def laid_out(processor: Any, question: str, height: int, width: int, more: str = "") -> dict[str, Tensor]:
+    """What a processor makes of a blank picture of this size and the question.
 
-
-def text_inputs(asking: Asking, height: int, width: int, more: str = "") -> dict[str, Tensor]:
-    """What the model is given beside a picture of this size: the question's tokens, with places for the picture among them."""
-    kind = type(asking.processor).__name__
+    Raises:
+        ModelError: it takes pictures in another form than (B, 3, H, W), or gives what can't be kept while the picture changes.
+    """
+    kind = type(processor).__name__
     try:
         with quiet():
-            text = conversation(asking.processor, asking.question) + more
-            start = getattr(_tokenizer(asking.processor), "bos_token", None)
+            text = conversation(processor, question) + more
+            start = getattr(_tokenizer(processor), "bos_token", None)
             twice = {"add_special_tokens": False} if start and text.startswith(start) else {}
             blank = Image.new("RGB", (width, height), (124, 116, 104))
-            made = asking.processor(images=blank, text=text, return_tensors="pt", **twice)
+            made = processor(images=blank, text=text, return_tensors="pt", **twice)
     except Exception as error:
-        raise ModelError(f"the {kind} fails on the question {shown(asking.question)}: {str(error)[:300]}") from error
+        raise ModelError(f"the {kind} fails on the question {shown(question)}: {str(error)[:300]}") from error
     picture = made.get("pixel_values")
     if not isinstance(picture, Tensor) or picture.dim() != 4 or picture.shape[:2] != (1, 3):
         got = tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__
@@ -224,13 +229,27 @@ def text_inputs(asking: Asking, height: int, width: int, more: str = "") -> dict
     other = [name for name in made if name not in (*_OF_TEXT, *_LEFT_OUT)]
     if other or "input_ids" not in made:
         raise ModelError(
-            f"the {kind} gives {', '.join(sorted(made))[:200]}; beside pixel_values and input_ids no {' and no '.join(other)[:100]} "
+            f"the {kind} gives {', '.join(sorted(made))[:200]}: beside pixel_values and input_ids no {' and no '.join(other)[:100]} "
             "can be kept while the picture changes"
         )
+    return dict(made)
+
+
+def text_inputs(asking: Asking, height: int, width: int, more: str = "") -> dict[str, Tensor]:
+    """What the model is given beside an input of this size: the question's tokens, with places for the picture among them."""
+    made = laid_out(asking.processor, asking.question, height, width, more)
+    picture, count = made["pixel_values"], made["input_ids"].shape[1]
     if tuple(picture.shape[-2:]) != (height, width):
         raise ModelError(
-            f"the {kind} makes {picture.shape[-1]} x {picture.shape[-2]} of a picture, and the input is {width} x {height}; "
-            "give the input that its preprocessing makes"
+            f"the {type(asking.processor).__name__} makes {picture.shape[-1]} x {picture.shape[-2]} of a picture, and the input is "
+            f"{width} x {height}; give the input that its preprocessing makes"
+        )
+    settings = getattr(asking.module.config, "text_config", None)
+    most = getattr(settings, "max_position_embeddings", None)
+    if isinstance(most, int) and count >= most:
+        raise ModelError(
+            f"the question {shown(asking.question)} has {count:,} tokens with those of the picture, and the model reads {most:,}; "
+            "ask shorter"
         )
     return {name: made[name] for name in _OF_TEXT if name in made}
 

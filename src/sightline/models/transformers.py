@@ -21,7 +21,7 @@ from sightline._quiet import quiet
 from sightline.errors import ModelError, did_you_mean
 from sightline.models import timm
 from sightline.models.adapter import Adapter
-from sightline.models.answers import TOKENS, Asking, check_form, ends_of, first_word, layer_for, settling
+from sightline.models.answers import TOKENS, Asking, check_form, ends_of, first_word, laid_out, layer_for, settling
 from sightline.models.folders import Files, check_numbers, in_folder, in_repository, read_json, stored_weights
 from sightline.models.given import Finding, Given
 from sightline.models.made import few, imagenet_labels, made, shown
@@ -202,6 +202,7 @@ def _answering(files: Files, config: Mapping[str, Any], given: Given) -> Adapter
     model_type = str(config["model_type"])
     said, _ = _said_of_pictures(files)
     processor = processor_with(files, model_type, made_processor(said, model_type, names))
+    laid_out(processor, str(given.question), 64, 64)
     take, spec, how = _preprocessing(files, config, settings, given, names)
     module, given, found, origin = _without_head(
         files, config, given, kind, settings, "the words of an answer are its classes"

@@ -163,8 +163,7 @@ def build(model: str | Path, known: Given) -> Adapter:
     if not isinstance(model, str | Path):
         raise ModelError(f"{type(model).__name__} is no model; give a name (sightline models), a file, or an nn.Module")
     source, _, name = str(model).partition(":")
-    reads = source in _READ_TEXTS or (Path(model).is_dir() and transformers.is_published(Path(model)))
-    if not reads and (known.prompts or known.question):
+    if (known.prompts or known.question) and not _reads_texts(model, source):
         wanted = "prompts" if known.prompts else "question"
         raise ModelError(transformers.no_texts(wanted, f"{str(model)[:100]} has classes of its own and reads no text"))
     if source in SOURCES and bool(name) == (source != "bundled"):
@@ -178,6 +177,11 @@ def build(model: str | Path, known: Given) -> Adapter:
     raise ModelError(
         f"unknown model {str(model)!r}; expected 'bundled', {sources}, a file or a folder.{near} List them: sightline models"
     )
+
+
+def _reads_texts(model: str | Path, source: str) -> bool:
+    """Whether a model may be given texts, as far as its name or what lies there tells."""
+    return source in _READ_TEXTS or (os.path.isdir(model) and transformers.is_published(Path(model)))
 
 
 def _known(name: str) -> list[str]:

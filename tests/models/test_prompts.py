@@ -125,6 +125,7 @@ def test_other_prompts_are_asked_without_loading_again() -> None:
     other = adapter.prompted(TEXTS[1:4])  # type: ignore[misc]
     assert other.layer == adapter.layer
     assert other.labels == TEXTS[1:4]
+    assert other.provenance["prompts"] == list(TEXTS[1:4])  # by which a run tells that it is another one
     assert_close(other.module(SCENES), own_logits("clip", module, SCENES, TEXTS[1:4]))
     assert_close(adapter.module(SCENES), own_logits("clip", module, SCENES, PROMPTS))
 
@@ -311,7 +312,9 @@ def test_the_command_line_asks_by_prompts(
     Image.fromarray(((BOTH.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()).resize((96, 96), 0).save(photo)
     model = ["--model", f"hf:{folders['clip']}", "--prompt", "a red square", "--prompt", "a blue square"]
     monkeypatch.setattr("sys.argv", ["sightline", "explain", str(photo), *model, "--output", str(tmp_path / "why.png")])
-    main()
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
     assert (tmp_path / "why.png").exists()
     assert "a red square" in capsys.readouterr().out
 

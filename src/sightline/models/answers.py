@@ -105,6 +105,7 @@ def answering(
 
 def settling(adapter: Adapter, asking: Asking) -> Adapter:
     """The adapter of a model that has seen no picture yet: what it returns are the logits of its answer's first token (B, tokens)."""
+    adapter = replace(adapter, provenance=dict(adapter.provenance) | {"question": asking.question})
     return replace(adapter, settled=partial(_settled, adapter, asking))
 
 
@@ -292,7 +293,7 @@ def _settled(adapter: Adapter, asking: Asking, x: Tensor, answer: str | None = N
     _check_forced(adapter, asking, module, x, given, ids, steps)
     found = layer_for(asking, x) if adapter.layer is None else (adapter.layer, adapter.layer_reason)
     layer, reason = found or (None, "")
-    origin = {"question": asking.question, "answer": " ".join(words), "answer_given": said is not None}
+    origin = {"answer": " ".join(words), "answer_given": said is not None}
     return replace(
         adapter,
         module=module,

@@ -119,6 +119,7 @@ def prompted(
         module=called(module, compare, text_features=features),
         labels=tuple(" ".join(one.split()) for one in labels or texts),
         task=task,
+        provenance=dict(adapter.provenance) | {"prompts": list(texts)},
         notes=(*adapter.notes, ONE_PROMPT) if task == "regression" else adapter.notes,
         found=(
             *(one for one in adapter.found if one.what not in ("prompts", "class names")),

@@ -68,7 +68,7 @@ def share(heat: Tensor, places: Sequence[tuple[int, int]]) -> float:
     return float(sum(heat[row, column] for row, column in places) / heat.sum())
 
 
-def tokenizer(begin: str = "<s> $A </s>") -> Any:
+def tokenizer(begin: str = "<s> $A </s>", signs: Any = ("<image>",)) -> Any:
     """Words apart, without capitals."""
     made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="<unk>"))
     made.normalizer = normalizers.Lowercase()
@@ -80,7 +80,7 @@ def tokenizer(begin: str = "<s> $A </s>") -> Any:
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",
-        extra_special_tokens=["<image>"],
+        extra_special_tokens=signs if isinstance(signs, dict) else [*signs],
     )
 
 

@@ -358,3 +358,92 @@ class Pieces:
 )
 def test_tokens_are_put_together_to_words(pieces: tuple[bytes, ...], words: tuple[str, ...], owner: list[int]) -> None:
     assert words_of(Pieces(*pieces), range(len(pieces))) == (words, owner)
+
+
+# --------------------------------------------------------------------------------------------------------- other families
+
+_LANGUAGE = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    "intermediate_size": 16, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "initializer_range": 0.5,
+}  # fmt: skip
+_TOWER = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 48, "patch_size": 8,
+    "model_type": "siglip_vision_model",
+}  # fmt: skip
+
+
+def _paligemma() -> tuple[Any, Any]:
+    pictures = hugging.SiglipImageProcessor(size={"height": 48, "width": 48})
+    pictures.image_seq_length = GRID * GRID
+    processor = hugging.PaliGemmaProcessor(pictures, tokenizer("<s> $A"))
+    sign = processor.image_token_id
+    language = _LANGUAGE | {"model_type": "gemma", "vocab_size": len(processor.tokenizer)}
+    settings = hugging.PaliGemmaConfig(
+        vision_config=_TOWER,
+        text_config=language,
+        image_token_id=sign,
+        image_token_index=sign,
+        projection_dim=16,
+        hidden_size=16,
+    )
+    torch.manual_seed(0)
+    return hugging.PaliGemmaForConditionalGeneration(settings).eval(), processor
+
+
+def _gemma3() -> tuple[Any, Any]:
+    words = tokenizer("<s> $A", {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<im>"})
+    pictures = hugging.Gemma3ImageProcessor(size={"height": 48, "width": 48})
+    processor = hugging.Gemma3Processor(pictures, words, image_seq_length=9)
+    processor.chat_template = (
+        "{{ bos_token }}{% for one in messages %}{% for part in one['content'] %}{% if part['type'] == 'image' %}<boi>"
+        "{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endfor %} is"
+    )
+    settings = hugging.Gemma3Config(
+        vision_config=_TOWER,
+        text_config=_LANGUAGE | {"model_type": "gemma3_text", "vocab_size": len(words), "sliding_window": 16},
+        mm_tokens_per_image=9, boi_token_index=words.boi_token_id, eoi_token_index=words.eoi_token_id,
+        image_token_id=words.image_token_id, image_token_index=words.image_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return hugging.Gemma3ForConditionalGeneration(settings).eval(), processor
+
+
+@pytest.mark.filterwarnings("ignore:__array__")  # of the processor, which is asked itself here
+@pytest.mark.parametrize(
+    ("make", "grid", "said"), [(_paligemma, GRID, 1), (_gemma3, 3, 0)], ids=["paligemma", "gemma3"]
+)
+def test_families_that_read_the_question_both_ways_score_their_answer_one_way(make: Any, grid: int, said: int) -> None:
+    module, processor = make()
+    adapter = answering(module, processor, QUESTION, tokens=3)
+    x = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    assert settled(adapter, x[:1]).task == "words"  # and so its own answer was as likely as when it was said
+    found = settled(adapter, x[:1], answer="a red square")
+    assert attribute(x, found, target="red").shape == (2, grid, grid)
+    text = f"<image>{QUESTION}" if make is _paligemma else processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}], add_generation_prompt=True
+    )  # fmt: skip
+    plain = {} if make is _paligemma else {"add_special_tokens": False}
+    given = processor(images=Image.new("RGB", (48, 48)), text=text, return_tensors="pt", **plain)
+    rows = []
+    for word in ("a", "red", "square"):
+        named = {"input_ids": given["input_ids"], "token_type_ids": given["token_type_ids"]}
+        with torch.no_grad():
+            logits = [module(pixel_values=one[None], **named).logits[0, -1].log_softmax(dim=-1) for one in x]
+        rows.append(torch.stack([one[number(word)] for one in logits]))
+        given["input_ids"] = torch.cat([given["input_ids"], torch.tensor([[number(word)]])], dim=1)
+        given["token_type_ids"] = torch.cat([given["token_type_ids"], torch.tensor([[said]])], dim=1)
+    assert_close(found.module(x), torch.stack(rows, dim=1), 1e-4)
+
+
+def test_paligemma_and_gemma_are_loaded_from_their_files(tmp_path: Path) -> None:
+    for name, make in (("paligemma", _paligemma), ("gemma3", _gemma3)):
+        module, processor = make()
+        loaded = load_model(saved(tmp_path / name, module, processor), question=QUESTION)
+        live = answering(module, processor, QUESTION)
+        x = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+        assert loaded.layer == live.layer
+        for answer in (None, "a red square"):
+            one, other = settled(loaded, x, answer=answer), settled(live, x, answer=answer)
+            assert one.labels == other.labels
+            assert_close(one.module(x), other.module(x), 1e-4)

@@ -435,3 +435,46 @@ def test_what_open_clip_cant_give_here_is_told(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ModelError, match=r"timm/vit_base_patch32_clip_224.openai of openclip:ViT-B-32 can't be had"):
         load_model("openclip:ViT-B-32", prompts=PROMPTS)
     assert hub.fetched_if_there is not away
+
+
+# ------------------------------------------------------------------------------------------------- tokenizers of others
+
+
+def test_a_cut_that_a_tokenizers_file_asks_for_is_not_made_in_silence(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for one in folders["clip"].iterdir():
+        (folder / one.name).write_bytes(one.read_bytes())
+    said = json.loads((folder / "tokenizer.json").read_text())
+    said["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(ModelError, match=r"has 14 tokens .* reads 8"):
+        load_model(folder, prompts=["a red square " * 4])
+
+
+def test_siglips_words_in_a_file_of_sentencepiece_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    import sentencepiece
+
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    for one in folders["siglip"].iterdir():
+        if not one.name.startswith("tokenizer"):
+            (folder / one.name).write_bytes(one.read_bytes())
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("a red square\na blue square\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=16, hard_vocab_limit=False, character_coverage=1.0,
+        bos_id=-1, eos_id=1, pad_id=0, unk_id=2, minloglevel=2,
+    )  # fmt: skip
+    (folder / "spiece.vocab").unlink()
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "SiglipTokenizer", "model_max_length": 8, "model_input_names": ["input_ids"]})
+    )
+    own = hugging.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=8, model_input_names=["input_ids"])
+    texts = ["red", "a blue"]
+    tokens = own(texts, return_tensors="pt", padding="max_length", max_length=8)
+    assert set(tokens) == {"input_ids"}
+    assert int(tokens["input_ids"].max()) < 16
+    with torch.no_grad():
+        wanted = siglip()(pixel_values=SCENES, **tokens).logits_per_image
+    assert_close(load_model(folder, prompts=texts).module(SCENES), wanted)

@@ -95,8 +95,8 @@ def answering(
         take = taken(processor.image_processor)
     found = None
     if layers is None and take is not None:
-        x = take(Image.new("RGB", (256, 256), (124, 116, 104)))[0][None]
-        found = layer_for(asking, like_weights(x, module))
+        x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
+        found = layer_for(asking, x.shape[-2], x.shape[-1])
         layers = None if found is None else [found[0]]
     base = adapt(first_word(asking), layers=layers, preprocess=take, name=name or type(module).__name__)
     reason = base.layer_reason if found is None else found[1]
@@ -141,10 +141,12 @@ def first_word(asking: Asking) -> nn.Module:
     return called(asking.module, begin)
 
 
-def layer_for(asking: Asking, x: Tensor) -> tuple[str, str] | None:
+def layer_for(asking: Asking, height: int, width: int) -> tuple[str, str] | None:
     """The last layer that all of the picture goes through on its way to the words, and why; None where that can't be said."""
     if not hasattr(asking.module, "get_image_features"):
         return None
+    x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    x = like_weights(x, asking.module)
 
     def features(self: Any, _own: Any, x: Tensor) -> Tensor:
         found = self.get_image_features(pixel_values=x)
@@ -291,7 +293,9 @@ def _settled(adapter: Adapter, asking: Asking, x: Tensor, answer: str | None = N
     words, owner = words_of(_tokenizer(asking.processor), ids)
     module = forced(asking.module, given, ids, owner, len(words))
     _check_forced(adapter, asking, module, x, given, ids, steps)
-    found = layer_for(asking, x) if adapter.layer is None else (adapter.layer, adapter.layer_reason)
+    found = (
+        layer_for(asking, x.shape[-2], x.shape[-1]) if adapter.layer is None else (adapter.layer, adapter.layer_reason)
+    )
     layer, reason = found or (None, "")
     origin = {"answer": " ".join(words), "answer_given": said is not None}
     return replace(

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sightline._optional import optional
@@ -217,7 +216,7 @@ def _answering(files: Files, config: Mapping[str, Any], given: Given) -> Adapter
     )
     facts = tuple(one for one in adapter.found if one.what != "class names")
     width, height = spec["size"]
-    layer, reason = layer_for(asking, torch.zeros(1, 3, height, width)) or (None, "")
+    layer, reason = layer_for(asking, height, width) or (None, "")
     return settling(replace(adapter, found=facts, layer=layer, layer_reason=reason), asking)
 
 

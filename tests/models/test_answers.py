@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers as hugging
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import assert_close, assert_untouched
@@ -222,6 +224,44 @@ def test_a_published_model_answers_as_the_live_one(folder: Path, module: Any) ->
     assert_close(found.module(SCENES), slowly(module, SCENES, ["red"]), 1e-4)
     assert share(attribute(x, found, target=0)[0], RED_PLACES) > 0.999
     assert settled(adapter, x, answer="a blue square").labels == ("a", "blue", "square")
+
+
+def test_weights_are_read_under_the_names_of_old_and_those_of_today(folder: Path, tmp_path: Path, module: Any) -> None:
+    there = tmp_path / "old"
+    there.mkdir()
+    for one in folder.iterdir():
+        (there / one.name).write_bytes(one.read_bytes())
+    names = load_file(folder / "model.safetensors")
+    assert "language_model.lm_head.weight" in names  # which is how save_pretrained still writes them
+    save_file({name: one.clone() for name, one in module.state_dict().items()}, there / "model.safetensors")
+    config = json.loads((there / "config.json").read_text())
+    config["text_config"]["rope_theta"] = 1e9  # a scale, and no size
+    (there / "config.json").write_text(json.dumps(config))
+    found = settled(load_model(there, question=QUESTION), BOTH[None])
+    assert_close(found.module(SCENES), slowly(module, SCENES, ["red"]), 1e-4)
+
+
+def test_a_processors_file_that_would_fill_the_memory_is_refused(folder: Path, tmp_path: Path) -> None:
+    there = tmp_path / "endless"
+    there.mkdir()
+    for one in folder.iterdir():
+        (there / one.name).write_bytes(one.read_bytes())
+    said = json.loads((there / "processor_config.json").read_text())
+    for part, value, message in (
+        ("num_additional_image_tokens", 10**9, "expected at most 20,000"),
+        ("patch_size", 0, "fails on the question"),
+        ("image_token", "what", "pixel_values|fails"),
+        ("image_token", 7, "no LlavaProcessor can be made|fails"),
+    ):
+        (there / "processor_config.json").write_text(json.dumps(said | {part: value}))
+        with pytest.raises(ModelError, match=message):
+            settled(load_model(there, question=QUESTION), BOTH[None])
+    (there / "processor_config.json").write_text(json.dumps(said))
+    (there / "chat_template.jinja").write_text(
+        "{% for one in messages %}{{ one.__class__.__mro__[1].__subclasses__() }}{% endfor %}"
+    )
+    with pytest.raises(ModelError, match="fails on the question"):
+        load_model(there, question=QUESTION)
 
 
 def test_tied_words_are_read_once(tmp_path: Path) -> None:

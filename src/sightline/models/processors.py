@@ -15,6 +15,7 @@ from sightline.models.preprocess import Preprocess, measured, specified
 
 FILE = "preprocessor_config.json"
 LARGEST = 2048  # pixels of a side that a file may ask for
+MOST_PLACES = 20_000  # tokens that a file may ask to stand for one picture
 _THIN = 64  # times longer than wide: a picture that would fill the memory where only its shorter side is set
 _SERVICE = ("device", "return_tensors", "data_format", "input_data_format", "disable_grouping")
 _INSTEAD = "Give your own: preprocess={'size': ..., 'mean': ..., 'std': ...}"
@@ -65,7 +66,8 @@ def taken(processor: Any) -> Preprocess:
 
 def made_processor(said: Mapping[str, Any], model_type: str, families: Iterable[str] = ()) -> Any:
     """transformers' own image processor with the settings of a file; see `processor_of`."""
-    check_numbers(said, LARGEST, FILE)
+    check_numbers({part: one for part, one in said.items() if part != "image_seq_length"}, LARGEST, FILE)
+    check_numbers({"image_seq_length": said.get("image_seq_length")}, MOST_PLACES, FILE)
     share = said.get("crop_pct") or 1
     if not isinstance(share, int | float) or not 0.1 <= share <= 1:
         raise ModelError(f"{FILE} says 'crop_pct': {share!r:.80}; expected a share from 0.1 to 1")

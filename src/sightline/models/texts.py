@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sightline.errors import ModelError
-from sightline.models.folders import Files, read_json
+from sightline.models.folders import Files, check_numbers, read_json
+from sightline.models.processors import MOST_PLACES
 
 SETTINGS = "tokenizer_config.json"
 PROCESSOR = "processor_config.json"
@@ -70,6 +71,7 @@ def processor_with(files: Files, model_type: str, image_processor: Any) -> Any:
         raise ModelError(f"transformers has no processor that lays out texts and pictures for {model_type!r:.80}")
     path = files.find(PROCESSOR)
     said = {} if path is None else {part: one for part, one in read_json(path).items() if part in _OF_PROCESSOR}
+    check_numbers(said, MOST_PLACES, PROCESSOR)
     try:
         return kind(image_processor=image_processor, tokenizer=tokenizer, chat_template=_template(files), **said)
     except Exception as error:

@@ -29,6 +29,7 @@ from made_texts import (
     tokenizer,
 )
 from sightline import Adapter, answering, attribute, load_model
+from sightline.cli import main
 from sightline.errors import ModelError
 from sightline.models.answers import words_of
 
@@ -224,6 +225,20 @@ def test_a_published_model_answers_as_the_live_one(folder: Path, module: Any) ->
     assert_close(found.module(SCENES), slowly(module, SCENES, ["red"]), 1e-4)
     assert share(attribute(x, found, target=0)[0], RED_PLACES) > 0.999
     assert settled(adapter, x, answer="a blue square").labels == ("a", "blue", "square")
+
+
+def test_the_command_line_lists_the_layer_that_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["sightline", "layers", f"hf:{folder}", "--question", QUESTION])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    shown = capsys.readouterr().out
+    assert "default: model.multi_modal_projector" in shown
+    assert [line.split()[0] for line in shown.splitlines() if line.rstrip().endswith(" default")] == [
+        "model.multi_modal_projector"
+    ]
 
 
 def test_weights_are_read_under_the_names_of_old_and_those_of_today(folder: Path, tmp_path: Path, module: Any) -> None:

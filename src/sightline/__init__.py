@@ -28,6 +28,7 @@ _HOME = {
     "above": "engine.targets",
     "adapt": "models.adapter",
     "agreement": "agreements",
+    "answering": "models.answers",
     "attribute": "attribution",
     "audit_moved": "audit.moved",
     "audit_run": "audit.run",
@@ -64,6 +65,7 @@ _HOME = {
     "side_by_side": "heatmap",
     "similarity": "engine.likeness",
     "write_report": "audit.report",
+    "zero_shot": "models.prompts",
 }
 __all__ = sorted(_HOME)
 
@@ -131,8 +133,10 @@ if TYPE_CHECKING:
     from sightline.metrics.registry import metric as metric
     from sightline.models.adapter import Adapter as Adapter
     from sightline.models.adapter import adapt as adapt
+    from sightline.models.answers import answering as answering
     from sightline.models.bands import bands as bands
     from sightline.models.load import load_model as load_model
+    from sightline.models.prompts import zero_shot as zero_shot
     from sightline.models.view import View as View
     from sightline.tiles import explain_tiles as explain_tiles
     from sightline.trust import TrustCard as TrustCard

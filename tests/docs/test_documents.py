@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import transformers as hugging
 
 from made_runs import make_run
+from made_texts import clip, image_processor, llava, llava_processor, saved, tokenizer
 from sightline.metrics import registry
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +126,13 @@ def test_python_in_the_page_of_training_runs(pets: Path) -> None:
     run_page("training.md")
     assert (pets / "run" / "index.html").exists()
     assert (pets / "film" / "film.png").exists()
+
+
+@pytest.mark.filterwarnings("default")  # transformers has advice for whoever reads it
+def test_python_in_the_page_of_texts_runs(folder: Path) -> None:
+    saved(folder / "my-clip", clip(), hugging.CLIPProcessor(image_processor(), tokenizer()))
+    saved(folder / "my-llava", llava(), llava_processor())
+    run_page("text.md")
 
 
 def run_page(page: str) -> None:

@@ -44,6 +44,7 @@ def run(model: Chosen) -> None:
         "tables": "polars",
         "train": "lightning",
         "transformers": "transformers",
+        "openclip": "open_clip",
         "keras": "keras",
         "onnx": "onnxruntime",
         "superpixels": "skimage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +33,9 @@ def run(
         module, x = adapter.module.eval(), sample_input(adapter)
         found = candidates(module, x, adapter.logits)
         try:
-            chosen, reason = choose(module, x, adapter.logits)
+            given = (adapter.layer, adapter.layer_reason) if adapter.layer else None
+            chosen, reason = given or choose(module, x, adapter.logits)
+            found = [replace(one, chosen=one.name == chosen) for one in found]
             reason = f"default: {chosen}, {reason}"
         except LayerError as error:
             reason = f"no default: {error}"

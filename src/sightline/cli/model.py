@@ -118,6 +118,22 @@ def _model_options(
         str,
         typer.Option("--task", help="labels, regression or embedding, of a model that isn't asked for one class."),
     ] = "",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            help="What to tell pictures apart by (CLIP, SigLIP); again for more. They are the classes.",
+        ),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(
+            "--question",
+            metavar="TEXT",
+            help="What to ask of a picture (LLaVA and its like); the answer's words are the targets.",
+        ),
+    ] = None,
 ) -> None:
     """The options; see `takes_a_model`."""
 
@@ -131,9 +147,11 @@ def _chosen(
     preprocess: list[str] | None,
     trust_code: bool,
     task: str,
+    prompt: list[str] | None,
+    question: str | None,
 ) -> Chosen:
     said: dict[str, Any] = {"weights": weights, "random_weights": random_weights, "num_classes": num_classes}
-    said |= {"trust_code": trust_code, "task": task}
+    said |= {"trust_code": trust_code, "task": task, "prompts": prompt or None, "question": question}
     said["labels"] = None if class_names is None else read_class_names(class_names)
     parts = [text.partition("=") for text in preprocess or ()]
     for (name, equals, value), text in zip(parts, preprocess or (), strict=True):

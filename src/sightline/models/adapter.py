@@ -55,7 +55,8 @@ class Adapter:
             right and below.
         frames: how many frames of a film it takes, of which `preprocess` makes one each, or "all"; None takes one picture.
         prompted: the same model with other texts to tell pictures apart by, where it reads text.
-        settled: the same model made ready for one input (1, C, H, W), where it must see that first, as one that answers in words.
+        settled: the same model made ready for one input (1, C, H, W), where it must see that first, as one that answers in words;
+            that one takes answer="..." too, to be used in place of its own.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Adapter:
     covers: Callable[[Tensor], tuple[int, int]] | None = None
     frames: int | Literal["all"] | None = None
     prompted: Callable[[Sequence[str]], Adapter] | None = None
-    settled: Callable[[Tensor], Adapter] | None = None
+    settled: Callable[..., Adapter] | None = None
 
     def label(self, index: int) -> str:
         """The name of a class, "class 7" where names are unknown."""

@@ -31,6 +31,8 @@ def fold(model: nn.Module, x: Tensor, keep: Collection[str] = ()) -> frozenset[s
     Returns:
         Names of the layers whose own output no longer exists; empty when nothing was folded.
     """
+    if not any(isinstance(one, nn.BatchNorm2d) for one in model.modules()):
+        return frozenset()  # and a language model isn't run three times
     with torch.no_grad():
         before = model(x)
         pairs, lost = _pairs(model, x)
@@ -43,11 +45,15 @@ def fold(model: nn.Module, x: Tensor, keep: Collection[str] = ()) -> frozenset[s
             replaced += [_replace(model, conv, fuse_conv_bn_eval(conv_module, norm_module))]
             replaced += [_replace(model, norm, _without_norm(norm_module))]
         after = model(x)
-    if not isinstance(before, Tensor) or (after - before).abs().max() > _TOLERANCE * before.std().clamp(min=1e-6):
+    if not isinstance(before, Tensor) or (after - before).abs().max() > _TOLERANCE * _spread(before):
         for name, original in reversed(replaced):
             _replace(model, name, original)
         return frozenset()
     return lost
+
+
+def _spread(logits: Tensor) -> Tensor:
+    return (logits.std() if logits.numel() > 1 else logits.abs().max()).clamp(min=1e-6)
 
 
 def _pairs(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], frozenset[str]]:

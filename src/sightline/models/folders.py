@@ -19,6 +19,8 @@ from sightline.models.weights import MAX_BYTES, read_stored
 
 MAX_JSON = 20_000_000
 _MAX_SHARDS = 1000
+# Numbers of a language model that scale something, and are no size of anything.
+_NO_SIZES = ("rope_theta", "rope_local_base_freq")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # an index of shards has the same name and .index.json
 
 
@@ -86,6 +88,8 @@ def check_numbers(said: Mapping[str, Any], largest: float, file: str) -> None:
             rest += value.items()
         elif isinstance(value, list):
             rest += ((name, one) for one in value)
+        elif name in _NO_SIZES and isinstance(value, int | float) and math.isfinite(value):
+            continue
         elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= largest):
             raise ModelError(f"{file} says {name!r:.80}: {value!r:.40}; expected at most {largest:,}")
 

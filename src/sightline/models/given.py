@@ -71,6 +71,8 @@ class Given:
         labels: class names by index.
         preprocess: parts of the preprocessing that replace the model's own: size, resize, fit, interpolation, mean, std, ...
         trust_code: run code that a file holds.
+        prompts: texts that pictures are told apart by.
+        question: what is asked of a picture, to be answered in words.
         told: what the weights file says of the model.
         found: what was found out on the way to here.
     """
@@ -82,5 +84,7 @@ class Given:
     labels: tuple[str, ...] | None = None
     preprocess: Mapping[str, Any] | None = None
     trust_code: bool = False
+    prompts: tuple[str, ...] | None = None
+    question: str | None = None
     told: Told | None = None
     found: tuple[Finding, ...] = ()

@@ -99,6 +99,19 @@ def choose(
     return layer.name, layer.reason
 
 
+def whole(model: nn.Module, x: Tensor, logits: Logits = unwrap) -> tuple[str, str] | None:
+    """The last layer with a grid that all that reaches the output goes through, and the reason; None where there is none.
+
+    Other than `choose` it asks this also of a model in which blocks run whose output nobody reads.
+    """
+    events = _placed(model, x, _run(model, x, logits), logits)
+    carries_all = _silencer(model, x, logits, events)
+    for event in [one for one in _usable(events) if not _is(one.module, _PASSIVE)][: -_TRIES - 1 : -1]:
+        if carries_all(event.name):
+            return event.name, f"the last layer that all that reaches the output goes through: {_described(event)}"
+    return None
+
+
 def candidates(model: nn.Module, x: Tensor, logits: Logits = unwrap, mark: bool = True) -> list[Layer]:
     """Every layer that gives a grid larger than 1 x 1, in the order of the computation; with `mark` the default one is said."""
     events = _placed(model, x, _run(model, x, logits), logits)

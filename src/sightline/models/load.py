@@ -13,14 +13,26 @@ from PIL import Image
 from torch import nn
 
 from sightline.errors import LayerError, ModelError, did_you_mean
-from sightline.models import bundled, checkpoint, keras, onnx, program, timm, torchvision, transformers
+from sightline.models import (
+    bundled,
+    checkpoint,
+    keras,
+    onnx,
+    openclip,
+    program,
+    timm,
+    torchvision,
+    transformers,
+)
 from sightline.models.adapter import TASKS, Adapter, Task, adapt
+from sightline.models.answers import checked_question
 from sightline.models.dense import choose_layer, detector
 from sightline.models.fold import fold
 from sightline.models.given import Given
 from sightline.models.headless import without_head
 from sightline.models.keras_module import is_keras
 from sightline.models.preprocess import specified
+from sightline.models.prompts import checked_prompts
 from sightline.models.weights import read_stored
 
 # One entry a source: what stands before the colon of a model's name, and who builds it.
@@ -29,6 +41,7 @@ SOURCES: dict[str, Callable[[str, Given], Adapter]] = {
     "torchvision": torchvision.build,
     "timm": timm.build,
     "hf": transformers.build,
+    "openclip": openclip.build,
     "keras": keras.build,
 }
 
@@ -47,6 +60,8 @@ FILES: dict[str, Callable[[Path, Given], Adapter]] = {
 # Sources whose weights come in a format of their own, which they read themselves.
 _OWN_FORMATS = ("keras",)
 _ARCHIVE = ".keras"
+# Sources with models that are given texts.
+_READ_TEXTS = ("hf", "openclip")
 
 
 def load_model(
@@ -59,14 +74,16 @@ def load_model(
     preprocess: Mapping[str, Any] | Callable[[Image.Image], Any] | None = None,
     trust_code: bool = False,
     task: Task = "",
+    prompts: Sequence[str] | None = None,
+    question: str | None = None,
     for_layer: str | Sequence[str] | None = None,
 ) -> Adapter:
     """Loads a model with its weights, class names and own preprocessing; what nothing tells is guessed, and said.
 
     Args:
         model: "bundled" (EfficientNet-Lite0, works offline), "torchvision:resnet50", "timm:convnext_tiny",
-            "hf:microsoft/resnet-18" (a repository of the Hugging Face hub, or a folder in its format), "keras:ResNet50", a file
-            or folder, or a module, Keras model or function (see `adapt`). `sightline models` lists the sources.
+            "hf:microsoft/resnet-18" (a repository of the Hugging Face hub, or a folder in its format), "openclip:ViT-B-32",
+            "keras:ResNet50", a file or folder, or a module, Keras model or function (see `adapt`). `sightline models` lists the sources.
         weights: a local state dict (.safetensors, .pt, .pth, .ckpt; for Keras .weights.h5, .h5, .keras) instead of the
             official weights; a head of another size
             is found from it.
@@ -78,6 +95,8 @@ def load_model(
         trust_code: run the code in a file that holds a program (.pt2). Only of files that you made yourself.
         task: what it is asked for, where that is not classes: "labels" that don't exclude each other (a sigmoid each), "regression", or
             "embedding", for which a classifier's last linear layer is left out.
+        prompts: texts to tell pictures apart by, for models that compare both (CLIP, SigLIP): they are its classes.
+        question: what to ask of each picture, for models that answer in words (LLaVA and its like): the words are the targets.
         for_layer: the layer, or layers, that will be asked for. Batch norm is folded into the convolutions for speed (same
             logits to 1e-5 of their spread), unless the output of such a layer would be lost by that.
 
@@ -87,16 +106,21 @@ def load_model(
         MissingExtraError: an optional package is missing; the message has the command that installs it.
     """
     if isinstance(model, Adapter):
-        return model
+        return _asked(model, prompts, question)
     if not isinstance(model, str | Path):
         if weights is not None or random_weights or num_classes is not None:
             raise ModelError(
                 "a module or function has its own weights and classes; weights, random_weights and num_classes are for names"
             )
+        if prompts is not None or question is not None:
+            raise ModelError(
+                f"{type(model).__name__} is given live, and texts need its tokenizer beside it: sightline.zero_shot(module, tokenizer, prompts), "
+                "or for a question sightline.answering(module, processor, question)"
+            )
         if is_keras(model):
             return keras.live(model, preprocess=preprocess, labels=labels)
         return adapt(model, preprocess=_function(preprocess), labels=labels, task=task)
-    known = given(model, weights, random_weights, num_classes, labels, preprocess, trust_code)
+    known = given(model, weights, random_weights, num_classes, labels, preprocess, trust_code, prompts, question)
     return _for_task(_ready(build(model, known), for_layer), task)
 
 
@@ -108,12 +132,16 @@ def given(
     labels: Sequence[str] | None = None,
     preprocess: Any = None,
     trust_code: bool = False,
+    prompts: Sequence[str] | None = None,
+    question: str | None = None,
 ) -> Given:
     """What `load_model` was told, checked, with the weights file read."""
     if model == "bundled" and (weights is not None or random_weights or num_classes is not None):
         raise ModelError(
             "the bundled model has its own weights and classes; for others: --model timm:tf_efficientnet_lite0 --weights FILE"
         )
+    if prompts is not None and question is not None:
+        raise ModelError("prompts and a question exclude each other: texts to compare with, or one to answer; give one")
     if weights is not None and random_weights:
         raise ModelError("weights and random_weights exclude each other; give one")
     if preprocess is not None and not isinstance(preprocess, Mapping):
@@ -129,6 +157,8 @@ def given(
         labels=_names(labels),
         preprocess=preprocess,
         trust_code=trust_code,
+        prompts=None if prompts is None else checked_prompts(prompts),
+        question=None if question is None else checked_question(question),
     )
 
 
@@ -137,6 +167,9 @@ def build(model: str | Path, known: Given) -> Adapter:
     if not isinstance(model, str | Path):
         raise ModelError(f"{type(model).__name__} is no model; give a name (sightline models), a file, or an nn.Module")
     source, _, name = str(model).partition(":")
+    if (known.prompts or known.question) and not _reads_texts(model, source):
+        wanted = "prompts" if known.prompts else "question"
+        raise ModelError(transformers.no_texts(wanted, f"{str(model)[:100]} has classes of its own and reads no text"))
     if source in SOURCES and bool(name) == (source != "bundled"):
         return SOURCES[source](name, known)
     path = Path(os.path.expanduser(model))
@@ -148,6 +181,11 @@ def build(model: str | Path, known: Given) -> Adapter:
     raise ModelError(
         f"unknown model {str(model)!r}; expected 'bundled', {sources}, a file or a folder.{near} List them: sightline models"
     )
+
+
+def _reads_texts(model: str | Path, source: str) -> bool:
+    """Whether a model may be given texts, as far as its name or what lies there tells."""
+    return source in _READ_TEXTS or (os.path.isdir(model) and transformers.is_published(Path(model)))
 
 
 def _known(name: str) -> list[str]:
@@ -255,4 +293,23 @@ def _ready(adapter: Adapter, for_layer: str | Sequence[str] | None) -> Adapter:
         module.to(memory_format=layout)
     except RuntimeError:  # weights that are neither matrices nor 4-D, as of 3-D convolutions
         layout = torch.preserve_format
-    return dataclasses.replace(adapter, layer=layer, layer_reason=reason, folded=folded, memory_format=layout)
+    return _with(adapter, {"layer": layer, "layer_reason": reason, "folded": folded, "memory_format": layout})
+
+
+def _with(adapter: Adapter, fields: Mapping[str, Any]) -> Adapter:
+    """The adapter with these fields, also when it is given other texts, or has seen a picture."""
+    again, settled = adapter.prompted, adapter.settled
+    return dataclasses.replace(
+        adapter,
+        **fields,
+        prompted=None if again is None else lambda prompts: _with(again(prompts), fields),
+        settled=None if settled is None else lambda *seen, **said: _with(settled(*seen, **said), fields),
+    )
+
+
+def _asked(adapter: Adapter, prompts: Sequence[str] | None, question: str | None) -> Adapter:
+    """A model that is there already, with other prompts."""
+    if question is not None or (prompts is not None and adapter.prompted is None):
+        wanted = "question" if question is not None else "prompts"
+        raise ModelError(transformers.no_texts(wanted, f"{adapter.name} is loaded already and takes none"))
+    return adapter if prompts is None or adapter.prompted is None else adapter.prompted(prompts)

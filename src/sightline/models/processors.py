@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from sightline.models.preprocess import Preprocess, measured, specified
 
 FILE = "preprocessor_config.json"
 LARGEST = 2048  # pixels of a side that a file may ask for
+MOST_PLACES = 20_000  # tokens that a file may ask to stand for one picture
 _THIN = 64  # times longer than wide: a picture that would fill the memory where only its shorter side is set
 _SERVICE = ("device", "return_tensors", "data_format", "input_data_format", "disable_grouping")
 _INSTEAD = "Give your own: preprocess={'size': ..., 'mean': ..., 'std': ...}"
@@ -22,12 +23,15 @@ _INSTEAD = "Give your own: preprocess={'size': ..., 'mean': ..., 'std': ...}"
 Rule = Callable[[Any], dict[str, Any] | None]
 
 
-def processor_of(said: Mapping[str, Any], model_type: str) -> tuple[Preprocess | None, dict[str, Any], str]:
+def processor_of(
+    said: Mapping[str, Any], model_type: str, families: Iterable[str] = ()
+) -> tuple[Preprocess | None, dict[str, Any], str]:
     """The preprocessing that a preprocessor_config.json asks for.
 
     Args:
         said: what is in the file.
         model_type: of config.json, where the file doesn't name its processor.
+        families: model types whose processors may be named beside those of classifiers.
 
     Returns:
         The function where `standard` can't do it, or None; the specification; and the processor's name.
@@ -35,15 +39,13 @@ def processor_of(said: Mapping[str, Any], model_type: str) -> tuple[Preprocess |
     Raises:
         ModelError: an unknown processor, or one that makes something else than pictures.
     """
-    check_numbers(said, LARGEST, FILE)
-    share = said.get("crop_pct") or 1
-    if not isinstance(share, int | float) or not 0.1 <= share <= 1:
-        raise ModelError(f"{FILE} says 'crop_pct': {share!r:.80}; expected a share from 0.1 to 1")
-    kind = _class(said, model_type)
-    name = kind.__name__.removesuffix("Pil")
-    known = set(kind.valid_kwargs.__annotations__).difference(_SERVICE)
+    return of_processor(made_processor(said, model_type, families))
+
+
+def of_processor(processor: Any) -> tuple[Preprocess | None, dict[str, Any], str]:
+    """The same of an image processor of transformers that is there already."""
+    name = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
     try:
-        processor = kind(**{part: value for part, value in said.items() if part in known})
         spec = _specification(name, processor)
     except ModelError:
         raise
@@ -56,20 +58,45 @@ def processor_of(said: Mapping[str, Any], model_type: str) -> tuple[Preprocess |
     return *_as_it_is(processor, name), name
 
 
-def _class(said: Mapping[str, Any], model_type: str) -> Any:
+def taken(processor: Any) -> Preprocess:
+    """The preprocessing of an image processor that is there already, as a function."""
+    take, spec, _ = of_processor(processor)
+    return specified(spec)[0] if take is None else take
+
+
+def made_processor(said: Mapping[str, Any], model_type: str, families: Iterable[str] = ()) -> Any:
+    """transformers' own image processor with the settings of a file; see `processor_of`."""
+    check_numbers({part: one for part, one in said.items() if part != "image_seq_length"}, LARGEST, FILE)
+    check_numbers({"image_seq_length": said.get("image_seq_length")}, MOST_PLACES, FILE)
+    share = said.get("crop_pct") or 1
+    if not isinstance(share, int | float) or not 0.1 <= share <= 1:
+        raise ModelError(f"{FILE} says 'crop_pct': {share!r:.80}; expected a share from 0.1 to 1")
+    kind = _class(said, model_type, families)
+    known = set(kind.valid_kwargs.__annotations__).difference(_SERVICE)
+    try:
+        processor = kind(**{part: value for part, value in said.items() if part in known})
+    except Exception as error:  # it may hold anything
+        raise ModelError(f"{FILE} makes no {kind.__name__.removesuffix('Pil')}: {str(error)[:300]}") from error
+    if isinstance(said.get("image_seq_length"), int):  # what PaliGemma's text leaves for a picture
+        processor.image_seq_length = said["image_seq_length"]
+    return processor
+
+
+def _class(said: Mapping[str, Any], model_type: str, families: Iterable[str]) -> Any:
     """The processor's class, of Pillow where there is one: an old name, a new one, or the usual one of the model."""
     from transformers.models.auto import image_processing_auto
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     mapping: Any = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
-    backends = [one for kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES if (one := mapping.get(kind))]
+    known = [*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *families]
+    backends = [one for kind in known if (one := mapping.get(kind))]
     names = {one.removesuffix("Pil"): None for backend in backends for one in backend.values() if one}
     usual = next((one for one in mapping.get(model_type, {}).values() if one), "")
     asked = str(said.get("image_processor_type") or said.get("feature_extractor_type") or usual)[:80]
     name = asked.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if name not in names:
         raise ModelError(
-            f"{FILE} asks for {asked!r}, which is no image processor of transformers' classifiers.{did_you_mean(name, names)} "
+            f"{FILE} asks for {asked!r}, which is no image processor of such models in transformers.{did_you_mean(name, names)} "
             f"Code of a repository isn't run. {_INSTEAD}"
         )
     pil = any(f"{name}Pil" in backend.values() for backend in backends)

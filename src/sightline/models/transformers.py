@@ -1,10 +1,13 @@
-"""Image classifiers of Hugging Face, `hf:OWNER/NAME` or a folder, in transformers' format or timm's. No code of theirs is run."""
+"""Models of Hugging Face, `hf:OWNER/NAME` or a folder, in transformers' format or timm's. No code of theirs is run.
+
+Classifiers; models that tell pictures apart by texts (`prompts`); models that answer a question in words (`question`).
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +20,15 @@ from sightline._quiet import quiet
 from sightline.errors import ModelError, did_you_mean
 from sightline.models import timm
 from sightline.models.adapter import Adapter
+from sightline.models.answers import TOKENS, Asking, check_form, ends_of, first_word, laid_out, layer_for, settling
 from sightline.models.folders import Files, check_numbers, in_folder, in_repository, read_json, stored_weights
 from sightline.models.given import Finding, Given
 from sightline.models.made import few, imagenet_labels, made, shown
 from sightline.models.planned import planned
 from sightline.models.preprocess import Preprocess, specified
-from sightline.models.processors import FILE, LARGEST, processor_of
+from sightline.models.processors import FILE, LARGEST, made_processor, processor_of
+from sightline.models.prompts import prompted, towers_of
+from sightline.models.texts import PROCESSOR, processor_with, tokenizer_of
 from sightline.models.weights import filled
 
 CONFIG = "config.json"
@@ -71,11 +77,71 @@ def _built(files: Files, given: Given) -> Adapter:
 def _of_transformers(files: Files, config: Mapping[str, Any], given: Given) -> Adapter:
     optional("transformers", "transformers", f"hf:{files.name}")
     with quiet():
-        return _classifier(files, config, given)
+        builders = {"classes": _classifier, "prompts": _zero_shot, "question": _answering}
+        return builders[_purpose(config, given)](files, config, given)
+
+
+def _purpose(config: Mapping[str, Any], given: Given) -> str:
+    """What the network is for, "classes", "prompts" or "question", or a refusal where that isn't what was asked."""
+    from transformers.models.auto import modeling_auto as known
+
+    tables: dict[str, Mapping[str, Any]] = {
+        "classes": known.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        "prompts": known.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        "question": known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    }
+    model_type, asked = config.get("model_type"), config.get("architectures")
+    fitting = [one for one, table in tables.items() if isinstance(model_type, str) and model_type in table]
+    if isinstance(asked, list) and asked and isinstance(asked[0], str):
+        exact = [one for one in fitting if asked[0] in _kinds(tables[one], str(model_type))]
+        fitting = exact or fitting
+    purpose = fitting[0] if fitting else "classes"
+    wanted = "prompts" if given.prompts else "question" if given.question else None
+    if wanted is None and purpose == "prompts":
+        raise ModelError(
+            f"{CONFIG} says model_type {model_type!r:.80}, which tells pictures apart by texts, and none was given: --prompt 'a photo of a cat' "
+            "--prompt 'a photo of a dog' (prompts=[...])"
+        )
+    if wanted is None and purpose == "question":
+        raise ModelError(
+            f"{CONFIG} says model_type {model_type!r:.80}, which answers in words, and no question was given: --question 'What is this?' "
+            "(question=...)"
+        )
+    if wanted not in (None, purpose):
+        raise ModelError(
+            no_texts(str(wanted), f"{CONFIG} says model_type {model_type!r:.80}, which {_OFFERS[purpose]}")
+        )
+    return purpose
+
+
+_OFFERS = {
+    "classes": "has classes of its own and reads no text",
+    "prompts": "tells pictures apart by texts (--prompt) and answers no questions",
+    "question": "answers a question in words (--question) and compares no texts",
+}
+
+
+def no_texts(wanted: str, why: str) -> str:
+    """What is said to those who give texts to a model that doesn't take them."""
+    option = {"prompts": "--prompt (prompts=[...])", "question": "--question (question=...)"}[wanted]
+    return f"{why}; leave {option} out"
+
+
+def _kinds(table: Mapping[str, Any], model_type: str) -> tuple[str, ...]:
+    found = table[model_type]
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _classifier(files: Files, config: Mapping[str, Any], given: Given) -> Adapter:
-    kind, settings = _described(config)
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    names, table = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    kind, settings = _described(
+        config, names, table, "no image classifier of transformers", "has no classes to explain"
+    )
     ids = config.get("id2label")
     classes = len(ids) if isinstance(ids, Mapping) and ids else config.get("num_labels", 2)
     if not isinstance(classes, int) or not 1 <= classes <= _LARGEST:
@@ -87,6 +153,94 @@ def _classifier(files: Files, config: Mapping[str, Any], given: Given) -> Adapte
         module: nn.Module = kind(own)
         return module
 
+    module, classes, given, found, origin = _network(files, config, given, kind, make, classes)
+    if given.labels is None:
+        given, found = _named(
+            given, _labels(config.get("id2label"), classes), f"id2label in {CONFIG} of {files.name}", found
+        )
+    take, spec, how = _preprocessing(files, config, settings, given)
+    return made(f"hf:{files.name}", module, given, spec, None, origin, [*given.found, *found, *how], classes, take=take)
+
+
+def _zero_shot(files: Files, config: Mapping[str, Any], given: Given) -> Adapter:
+    """A model that compares pictures with texts; its classes are the prompts."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    names, table = (
+        MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING,
+    )
+    kind, settings = _described(config, names, table, "which compares no texts", "compares no texts with pictures")
+    tokenizer = tokenizer_of(files, str(config["model_type"]))
+    prompts = given.prompts or ()
+    module, given, found, origin = _without_head(files, config, given, kind, settings, "prompts=[...] are its classes")
+    towers = towers_of(module, tokenizer)
+    names_ = given.labels
+    take, spec, how = _preprocessing(files, config, settings, given, names)
+    given = replace(given, labels=names_ or prompts)
+    adapter = made(
+        f"hf:{files.name}", module, given, spec, None, origin, [*given.found, *found, *how], len(prompts), take=take
+    )
+    return prompted(adapter, module, towers, prompts, names_)
+
+
+def _answering(files: Files, config: Mapping[str, Any], given: Given) -> Adapter:
+    """A model that answers a question about a picture in words."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    names, table = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind, settings = _described(config, names, table, "which answers no questions", "answers no questions in words")
+    if given.labels is not None:
+        raise ModelError("the targets of an answer are its words; leave --class-names (labels=[...]) out")
+    model_type = str(config["model_type"])
+    said, _ = _said_of_pictures(files)
+    processor = processor_with(files, model_type, made_processor(said, model_type, names))
+    laid_out(processor, str(given.question), 64, 64)
+    take, spec, how = _preprocessing(files, config, settings, given, names)
+    module, given, found, origin = _without_head(
+        files, config, given, kind, settings, "the words of an answer are its classes"
+    )
+    check_form(module)
+    found.append(Finding("question", str(given.question)[:200], "given"))
+    path = files.find("generation_config.json")
+    more = None if path is None else read_json(path).get("eos_token_id")
+    asking = Asking(module, processor, str(given.question), None, TOKENS, ends_of(module, processor, more))
+    adapter = made(
+        f"hf:{files.name}", first_word(asking), given, spec, None, origin, [*given.found, *found, *how], take=take
+    )
+    facts = tuple(one for one in adapter.found if one.what != "class names")
+    width, height = spec["size"]
+    layer, reason = layer_for(asking, height, width) or (None, "")
+    return settling(replace(adapter, found=facts, layer=layer, layer_reason=reason), asking)
+
+
+def _without_head(
+    files: Files, config: Mapping[str, Any], given: Given, kind: Any, settings: Any, instead: str
+) -> tuple[nn.Module, Given, list[Finding], dict[str, Any]]:
+    """The network of a model that has no head of classes, in evaluation mode."""
+    if given.num_classes is not None:
+        raise ModelError(
+            f"{kind.__name__} has no head of classes ({instead}); leave --num-classes (num_classes=...) out"
+        )
+    module, _, given, found, origin = _network(files, config, given, kind, lambda _: kind(deepcopy(settings)), 0)
+    return module.eval(), given, [one for one in found if one.what != "classes"], origin
+
+
+def _network(
+    files: Files,
+    config: Mapping[str, Any],
+    given: Given,
+    kind: Any,
+    make: Callable[[int | None], nn.Module],
+    classes: int,
+) -> tuple[nn.Module, int, Given, list[Finding], dict[str, Any]]:
+    """The network with its weights, its number of classes, and what was found out."""
     where = f"{CONFIG} of {files.name}"
     found = [Finding("architecture", kind.__name__, where)]
     if "auto_map" in config:
@@ -94,31 +248,32 @@ def _classifier(files: Files, config: Mapping[str, Any], given: Given) -> Adapte
     origin: dict[str, Any] = {"source": "transformers", "architecture": kind.__name__}
     if given.random_weights:
         planned(lambda: make(given.num_classes), where, None)
-        module, classes = make(given.num_classes), given.num_classes or classes
-    else:
-        if given.weights is None:
-            given = replace(given, weights=stored_weights(files))
-            origin["weights"] = files.name
-        if given.weights is not None:
-            plan = planned(lambda: make(given.num_classes), where, given.weights.tensors)
-            given = replace(given, weights=replace(given.weights, tensors=_own_names(plan, given.weights.tensors)))
-        module, classes, about = filled(make, classes, given)
-        found += about
-    if given.labels is None:
-        given, found = _named(given, _labels(config.get("id2label"), classes), f"id2label in {where}", found)
-    take, spec, how = _preprocessing(files, config, settings, given)
-    return made(f"hf:{files.name}", module, given, spec, None, origin, [*given.found, *found, *how], classes, take=take)
+        return make(given.num_classes), given.num_classes or classes, given, found, origin
+    if given.weights is None:
+        given = replace(given, weights=stored_weights(files))
+        origin["weights"] = files.name
+    if given.weights is not None:
+        plan = planned(lambda: make(given.num_classes), where, given.weights.tensors)
+        given = replace(given, weights=replace(given.weights, tensors=_own_names(plan, given.weights.tensors)))
+    module, classes, about = filled(make, classes, given)
+    return module, classes, given, [*found, *about], origin
 
 
-def _described(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """transformers' own class for a model type, and its settings."""
+def _described(
+    config: Mapping[str, Any], known: Mapping[str, Any], table: Mapping[Any, Any], no_such: str, no_head: str
+) -> tuple[Any, Any]:
+    """transformers' own class for a model type, and its settings.
+
+    Args:
+        config: what its config.json says.
+        known: the names of classes for each model type.
+        table: those classes by the class of their settings.
+        no_such: what is said of a model type that isn't among them.
+        no_head: what is said of an architecture that isn't.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    )
 
-    model_type, known = config.get("model_type"), MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in known or model_type == "timm_wrapper":
         if model_type == "timm_wrapper":  # whose arguments name files
             raise ModelError(
@@ -126,21 +281,16 @@ def _described(config: Mapping[str, Any]) -> tuple[Any, Any]:
             )
         code = " Its own code (auto_map) isn't run." if "auto_map" in config else ""
         near = did_you_mean(str(model_type)[:80], known)
-        raise ModelError(
-            f"{CONFIG} says model_type {model_type!r:.80}, no image classifier of transformers.{near}{code}"
-        )
+        raise ModelError(f"{CONFIG} says model_type {model_type!r:.80}, {no_such}.{near}{code}")
     if config.get("quantization_config"):
         raise ModelError(f"{CONFIG} says quantization_config: such weights have no gradients; take the float model")
-    kinds: Any = known[model_type]
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    kinds = _kinds(known, model_type)
     asked = config.get("architectures") or [kinds[0]]
     if not isinstance(asked, list) or asked[0] not in kinds:
-        raise ModelError(
-            f"{CONFIG} says architectures {asked!r:.80}, which has no classes to explain; expected {' or '.join(kinds)}"
-        )
+        raise ModelError(f"{CONFIG} says architectures {asked!r:.80}, which {no_head}; expected {' or '.join(kinds)}")
     try:
         settings = CONFIG_MAPPING[model_type](**_shape(config))
-        found: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
+        found: Any = table[type(settings)]
     except Exception as error:  # it may hold anything
         raise ModelError(f"{CONFIG} is none of a {model_type}: {str(error)[:300]}") from error
     return next(one for one in (found if isinstance(found, tuple) else (found,)) if one.__name__ == asked[0]), settings
@@ -182,6 +332,8 @@ def _own_names(module: Any, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         except Exception as error:
             raise ModelError(f"the weights hold a {name} that can't be converted: {str(error)[:200]}") from error
         named |= {part: one[0] if isinstance(one, list) else one for part, one in parts.items()}
+    tied = getattr(module, "all_tied_weights_keys", None) or {}
+    named |= {name: named[source] for name, source in tied.items() if name not in named and source in named}
     passed = list(module._keys_to_ignore_on_load_unexpected)
     if any(name.endswith("position_ids") for name, _ in module.named_buffers()):
         passed.append(r"(^|\.)position_ids$")
@@ -212,27 +364,37 @@ def _named(
 
 
 def _preprocessing(
-    files: Files, config: Mapping[str, Any], settings: Any, given: Given
+    files: Files, config: Mapping[str, Any], settings: Any, given: Given, families: Iterable[str] = ()
 ) -> tuple[Preprocess | None, dict[str, Any], list[Finding]]:
     parts = given.preprocess or {}
     if {"size", "mean", "std"} <= parts.keys():
         whole = {"resize": parts["size"], "fit": "exact", "interpolation": "bilinear"} | dict(parts)
         spec = specified(whole)[1]
         return None, spec, [Finding("preprocessing", shown(spec), "given")]
-    path = files.find(FILE)
-    if path is None:
+    said, where = _said_of_pictures(files)
+    if not said:
         spec = _bounded(_guess(settings))
         origin = "no file says it: the size of config.json, mean and std of ImageNet"
         return None, spec, [Finding("preprocessing", shown(specified(spec, parts)[1]), origin, guessed=True)]
-    take, spec, name = processor_of(read_json(path), str(config["model_type"]))
+    take, spec, name = processor_of(said, str(config["model_type"]), families)
     if take is None:
-        said = f"{name} in {FILE}" + (", with what is given in its place" if parts else "")
-        return None, spec, [Finding("preprocessing", shown(specified(spec, parts)[1]), said)]
+        origin = f"{name} in {where}" + (", with what is given in its place" if parts else "")
+        return None, spec, [Finding("preprocessing", shown(specified(spec, parts)[1]), origin)]
     if parts:
         raise ModelError(
             f"the {name} of {files.name} can't be changed in parts ({', '.join(parts)}); give size, mean and std, and all is yours"
         )
-    return take, spec, [Finding("preprocessing", f"{name}, run as it is, its geometry measured", f"{name} in {FILE}")]
+    return take, spec, [Finding("preprocessing", f"{name}, run as it is, its geometry measured", f"{name} in {where}")]
+
+
+def _said_of_pictures(files: Files) -> tuple[dict[str, Any], str]:
+    """What the repository says of the preparation of pictures, and where; of late that stands in the file of the whole processor."""
+    path = files.find(FILE)
+    if path is not None:
+        return read_json(path), FILE
+    path = files.find(PROCESSOR)
+    said = None if path is None else read_json(path).get("image_processor")
+    return (said, PROCESSOR) if isinstance(said, dict) else ({}, "")
 
 
 def _bounded(spec: dict[str, Any]) -> dict[str, Any]:

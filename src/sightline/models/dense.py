@@ -102,7 +102,12 @@ def choose_layer(
             return kept, "all features in which boxes are looked for are computed from it"
         return layers.choose(known.features, x, lambda found: found, grid)
     encoder = _encoder(module)
-    if encoder and _is_dense(module, x, logits):
+    output = _output(module, x, logits) if encoder else None
+    if encoder and _is_dense(output):
+        if isinstance(output, list) and "probabilities" in output[0]:  # as many queries for every picture
+            return layers.choose(
+                module, x, lambda found: torch.stack([one["probabilities"] for one in found]).flatten(1), grid
+            )
 
         def features(self: nn.Module, _forward: Any, given: Tensor) -> list[Tensor]:
             return _pooled(self.get_submodule(encoder)(given))
@@ -128,15 +133,19 @@ def _encoder(module: nn.Module) -> str | None:
     return min(found, key=lambda name: name.count("."), default=None)
 
 
-def _is_dense(module: nn.Module, x: Tensor, logits: Callable[[Any], Any]) -> bool:
-    """Whether the output gives each place classes, or boxes, rather than the picture a class."""
+def _output(module: nn.Module, x: Tensor, logits: Callable[[Any], Any]) -> Any:
+    """What the model returns; None where it fails, which whoever runs it next says."""
     try:
         with isolated(x), torch.no_grad():
-            output = logits(twin(module, {})(x.clone()))
+            return logits(twin(module, {})(x.clone()))
     except torch.OutOfMemoryError:
         raise
     except Exception:
-        return False  # what is wrong is said by whoever runs it next
+        return None
+
+
+def _is_dense(output: Any) -> bool:
+    """Whether an output gives each place classes, or boxes, rather than the picture a class."""
     if isinstance(output, list | tuple):
         return bool(output) and all(isinstance(one, Mapping) and "boxes" in one for one in output)
     return isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1

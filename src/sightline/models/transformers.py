@@ -28,6 +28,7 @@ from sightline.models.planned import planned
 from sightline.models.preprocess import Preprocess, specified
 from sightline.models.processors import FILE, LARGEST, made_processor, processor_of
 from sightline.models.prompts import prompted, towers_of
+from sightline.models.queries import BOXES, MASKS, finding
 from sightline.models.texts import PROCESSOR, processor_with, tokenizer_of
 from sightline.models.weights import filled
 
@@ -77,7 +78,14 @@ def _built(files: Files, given: Given) -> Adapter:
 def _of_transformers(files: Files, config: Mapping[str, Any], given: Given) -> Adapter:
     optional("transformers", "transformers", f"hf:{files.name}")
     with quiet():
-        builders = {"classes": _classifier, "prompts": _zero_shot, "question": _answering}
+        builders = {
+            "classes": _classifier,
+            "prompts": _zero_shot,
+            "question": _answering,
+            "boxes": _dense,
+            "instances": _dense,
+            "pixels": _dense,
+        }
         return builders[_purpose(config, given)](files, config, given)
 
 
@@ -89,6 +97,9 @@ def _purpose(config: Mapping[str, Any], given: Given) -> str:
         "classes": known.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         "prompts": known.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         "question": known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        "boxes": known.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+        "instances": known.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+        "pixels": known.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     }
     model_type, asked = config.get("model_type"), config.get("architectures")
     fitting = [one for one, table in tables.items() if isinstance(model_type, str) and model_type in table]
@@ -118,6 +129,7 @@ _OFFERS = {
     "classes": "has classes of its own and reads no text",
     "prompts": "tells pictures apart by texts (--prompt) and answers no questions",
     "question": "answers a question in words (--question) and compares no texts",
+    **dict.fromkeys(("boxes", "instances", "pixels"), "has classes of its own and reads no text"),
 }
 
 
@@ -142,6 +154,47 @@ def _classifier(files: Files, config: Mapping[str, Any], given: Given) -> Adapte
     kind, settings = _described(
         config, names, table, "no image classifier of transformers", "has no classes to explain"
     )
+    return _with_classes(files, config, given, kind, settings)
+
+
+def _dense(files: Files, config: Mapping[str, Any], given: Given) -> Adapter:
+    """A detector, a segmentation of instances, or one of pixels."""
+    from transformers.models.auto import modeling_auto as known
+
+    tables = {
+        "detection": (known.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, known.MODEL_FOR_OBJECT_DETECTION_MAPPING),
+        "instances": (
+            known.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+            known.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+        ),
+        "segmentation": (
+            known.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+            known.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+        ),
+    }
+    model_type, asked = str(config["model_type"]), (config.get("architectures") or [None])[0]
+    task = next(
+        (one for one, (names, _) in tables.items() if model_type in names and asked in _kinds(names, model_type)),
+        next(one for one, (names, _) in tables.items() if model_type in names),
+    )
+    if (task == "detection" and model_type not in BOXES) or (task == "instances" and model_type not in MASKS):
+        raise ModelError(
+            f"{CONFIG} says {str(asked)[:80]}, whose answers are of a form of their own; expected one of {', '.join((*BOXES, *MASKS))}. "
+            "In Python: sightline.adapt(module, logits=function that gives boxes, labels and scores of each picture)"
+        )
+    if config.get("use_pretrained_backbone"):
+        config = {**config, "use_pretrained_backbone": False}  # which would be fetched, and is in the weights anyway
+    kind, settings = _described(config, *tables[task], "which finds nothing in pictures", "finds nothing in pictures")
+    adapter = _with_classes(files, config, given, kind, settings, tables[task][0])
+    if task == "segmentation":
+        return replace(adapter, task="segmentation")
+    return replace(adapter, task="detection", module=finding(adapter.module, model_type))
+
+
+def _with_classes(
+    files: Files, config: Mapping[str, Any], given: Given, kind: Any, settings: Any, families: Iterable[str] = ()
+) -> Adapter:
+    """The adapter of a network whose configuration names its classes."""
     ids = config.get("id2label")
     classes = len(ids) if isinstance(ids, Mapping) and ids else config.get("num_labels", 2)
     if not isinstance(classes, int) or not 1 <= classes <= _LARGEST:
@@ -158,7 +211,7 @@ def _classifier(files: Files, config: Mapping[str, Any], given: Given) -> Adapte
         given, found = _named(
             given, _labels(config.get("id2label"), classes), f"id2label in {CONFIG} of {files.name}", found
         )
-    take, spec, how = _preprocessing(files, config, settings, given)
+    take, spec, how = _preprocessing(files, config, settings, given, families)
     return made(f"hf:{files.name}", module, given, spec, None, origin, [*given.found, *found, *how], classes, take=take)
 
 

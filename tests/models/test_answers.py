@@ -373,8 +373,10 @@ def test_a_model_without_answers_and_an_input_of_another_size_are_refused(module
 
 def test_a_model_whose_words_know_those_after_them_is_refused(untrained: Any) -> None:
     class Leaking(hugging.LlavaForConditionalGeneration):
-        def forward(self, input_ids: Any = None, **named: Any) -> Any:
-            found = super().forward(input_ids=input_ids, **named)
+        def forward(
+            self, input_ids: Any = None, pixel_values: Any = None, attention_mask: Any = None, **named: Any
+        ) -> Any:
+            found = super().forward(input_ids, pixel_values, attention_mask, **named)
             found.logits = found.logits + input_ids.float().mean() * torch.arange(len(WORDS))
             return found
 
@@ -489,6 +491,28 @@ def test_families_that_read_the_question_both_ways_score_their_answer_one_way(ma
         given["input_ids"] = torch.cat([given["input_ids"], torch.tensor([[number(word)]])], dim=1)
         given["token_type_ids"] = torch.cat([given["token_type_ids"], torch.tensor([[said]])], dim=1)
     assert_close(found.module(x), torch.stack(rows, dim=1), 1e-4)
+
+
+@pytest.mark.parametrize("answer", [None, "a red"])
+def test_a_model_that_is_asked_otherwise_than_it_reads_is_refused(answer: str | None) -> None:
+    """BLIP leaves the end of the text out where it goes on with it, and so reads another text here."""
+    text = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "is_decoder": True,
+    }
+    text |= {"vocab_size": len(WORDS), "bos_token_id": 1, "sep_token_id": 2, "encoder_hidden_size": 16}
+    vision = {name: one for name, one in _TOWER.items() if name != "model_type"}
+    torch.manual_seed(0)
+    module = hugging.BlipForConditionalGeneration(
+        hugging.BlipConfig(vision_config=vision, text_config=text | {"initializer_range": 0.5}, projection_dim=16)
+    ).eval()
+    pictures = hugging.BlipImageProcessor(size={"height": 48, "width": 48})
+    adapter = answering(module, hugging.BlipProcessor(pictures, tokenizer()), "a")
+    with pytest.raises(ModelError, match="that is not supported"):
+        settled(adapter, SCENES[:1], answer=answer)
 
 
 def test_paligemma_and_gemma_are_loaded_from_their_files(tmp_path: Path) -> None:

@@ -478,3 +478,41 @@ def test_siglips_words_in_a_file_of_sentencepiece_are_read(folders: dict[str, Pa
     with torch.no_grad():
         wanted = siglip()(pixel_values=SCENES, **tokens).logits_per_image
     assert_close(load_model(folder, prompts=texts).module(SCENES), wanted)
+
+
+# ------------------------------------------------------------------------------------------------------- other families
+
+_VISION: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 48, "patch_size": 8,
+}  # fmt: skip
+_TEXT: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20,
+    "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "altclip": lambda: hugging.AltCLIPModel(
+        hugging.AltCLIPConfig(vision_config=_VISION, text_config=_TEXT | {"project_dim": 16}, projection_dim=16)
+    ),
+    "chinese_clip": lambda: hugging.ChineseCLIPModel(
+        hugging.ChineseCLIPConfig(vision_config=_VISION, text_config=_TEXT, projection_dim=16)
+    ),
+    "metaclip_2": lambda: hugging.MetaClip2Model(
+        hugging.MetaClip2Config(vision_config=_VISION, text_config=_TEXT, projection_dim=16)
+    ),
+    "blip": lambda: hugging.BlipModel(
+        hugging.BlipConfig(vision_config=_VISION, text_config=_TEXT | {"encoder_hidden_size": 16}, projection_dim=16)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_give_transformers_own_logits(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = FAMILIES[family]().eval()
+    folder = saved(tmp_path / family, module, hugging.CLIPProcessor(image_processor(), tokenizer()))
+    tokens = tokenizer()(list(TEXTS), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        wanted = module(pixel_values=SCENES, **tokens).logits_per_image
+    for adapter in (load_model(folder, prompts=TEXTS), zero_shot(module, tokenizer(), TEXTS)):
+        assert_close(adapter.module(SCENES), wanted, 1e-4)
+        assert attribute(SCENES, adapter, target=1).shape == (3, 6, 6)

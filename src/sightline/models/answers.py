@@ -281,9 +281,10 @@ def _settled(adapter: Adapter, asking: Asking, x: Tensor, answer: str | None = N
     said = _answer(answer) or asking.answer
     x = like_weights(x, asking.module)
     given = text_inputs(asking, x.shape[-2], x.shape[-1])
-    steps = None
+    # Of a model that is given its words a first one or two of its own are heard all the same, for the check.
+    own, steps = _generated(asking, x, given, asking.tokens if said is None else 2)
     if said is None:
-        ids, steps = _generated(asking, x, given)
+        ids = own[: next((at for at, one in enumerate(own) if one in asking.ends), len(own))]
     else:
         ids = _ids_of(asking, said, given, x)
     if not ids:
@@ -292,7 +293,8 @@ def _settled(adapter: Adapter, asking: Asking, x: Tensor, answer: str | None = N
         )
     words, owner = words_of(_tokenizer(asking.processor), ids)
     module = forced(asking.module, given, ids, owner, len(words))
-    _check_forced(adapter, asking, module, x, given, ids, steps)
+    _check_forced(adapter, asking, x, given, own, steps)
+    _check_forced(adapter, asking, x, given, ids, None)
     found = (
         layer_for(asking, x.shape[-2], x.shape[-1]) if adapter.layer is None else (adapter.layer, adapter.layer_reason)
     )
@@ -350,15 +352,15 @@ def _continued(module: Any, given: Mapping[str, Tensor], ids: Sequence[int]) -> 
     return {name: torch.cat([one, more[name].to(one)], dim=1) for name, one in given.items()}
 
 
-def _generated(asking: Asking, x: Tensor, given: Mapping[str, Tensor]) -> tuple[list[int], Tensor]:
-    """The likeliest next token, again and again, up to the answer's end; and the logits of each."""
+def _generated(asking: Asking, x: Tensor, given: Mapping[str, Tensor], tokens: int) -> tuple[list[int], Tensor]:
+    """The likeliest next token, again and again, with what ends the answer; and the logits of each."""
     from transformers import GenerationConfig
 
     configuration: Any = GenerationConfig
     tokenizer = _tokenizer(asking.processor)
     ends = sorted(asking.ends)
     settings = configuration(
-        max_new_tokens=asking.tokens, do_sample=False, num_beams=1, eos_token_id=ends or None,
+        max_new_tokens=tokens, do_sample=False, num_beams=1, eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else getattr(tokenizer, "pad_token_id", None), output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     try:
@@ -371,9 +373,7 @@ def _generated(asking: Asking, x: Tensor, given: Mapping[str, Tensor]) -> tuple[
     except Exception as error:
         raise ModelError(f"{type(asking.module).__name__} can't answer: {str(error)[:300]}") from error
     logits = torch.stack(list(made.logits), dim=1)[0]
-    ids = made.sequences[0, -len(logits) :].tolist()
-    end = next((at for at, one in enumerate(ids) if one in asking.ends), len(ids))
-    return ids[:end], logits[:end]
+    return made.sequences[0, -len(logits) :].tolist(), logits
 
 
 def _ids_of(asking: Asking, answer: str, given: Mapping[str, Tensor], x: Tensor) -> list[int]:
@@ -419,13 +419,21 @@ def _stands_alone(sign: str) -> bool:
 def _check_forced(
     adapter: Adapter,
     asking: Asking,
-    module: nn.Module,
     x: Tensor,
     given: Mapping[str, Tensor],
     ids: Sequence[int],
     steps: Tensor | None,
 ) -> None:
-    """Refuses a model that, given its whole answer at once, finds it likelier than when it said it word by word."""
+    """Refuses a model that, given a whole answer at once, finds it otherwise likely than word by word.
+
+    Args:
+        adapter: for the message.
+        asking: the question.
+        x: the input.
+        given: the question's tokens.
+        ids: the answer's.
+        steps: the logits with which it said them itself; None: that no word knows the last one is checked alone.
+    """
     weight = next(asking.module.parameters())
     near = 2e-3 if weight.dtype == torch.float32 else 0.5  # 16-bit numbers add up to other sums in another order
     with quiet(), isolated(x), torch.no_grad():

@@ -104,13 +104,13 @@ def choose_layer(
     encoder = _encoder(module)
     output = _output(module, x, logits) if encoder else None
     if encoder and _is_dense(output):
-        if isinstance(output, list) and "probabilities" in output[0]:  # as many queries for every picture
-            return layers.choose(
-                module, x, lambda found: torch.stack([one["probabilities"] for one in found]).flatten(1), grid
-            )
 
         def features(self: nn.Module, _forward: Any, given: Tensor) -> list[Tensor]:
-            return _pooled(self.get_submodule(encoder)(given))
+            part = self.get_submodule(encoder)
+            try:
+                return _pooled(part(given))
+            except TypeError:  # DETR's takes beside the picture which of its pixels count
+                return _pooled(part(given, torch.ones(given.shape[0], *given.shape[2:], dtype=torch.bool)))
 
         try:
             name, reason = layers.choose(called(module, features), x, lambda found: found, grid)
@@ -118,12 +118,18 @@ def choose_layer(
             pass  # an encoder that takes something else than the picture
         else:
             return name, f"in the encoder {encoder!r}, {reason}"
+        if isinstance(output, list) and "probabilities" in output[0]:  # as many queries for every picture
+            return layers.choose(module, x, _probabilities, grid)
     return layers.choose(module, x, logits, grid)
+
+
+def _probabilities(found: list[dict[str, Tensor]]) -> Tensor:
+    return torch.stack([one["probabilities"] for one in found]).flatten(1)
 
 
 def _pooled(features: Any) -> list[Tensor]:
     """Tables (B, C), so that a layer which is itself what is returned counts as on the way there."""
-    kept = [one for one in tensors_of(features) if one.dim() in (3, 4)]
+    kept = [one for one in tensors_of(features) if one.dim() in (3, 4) and one.is_floating_point()]
     return [one.mean(dim=(2, 3) if one.dim() == 4 else 1) for one in kept]
 
 

@@ -34,6 +34,7 @@ from sightline.models.layers import candidates
 from sightline.render.panel import percent
 from sightline.trust import TrustCard
 
+_TOLD = 32  # lists of prompts that are kept
 LARGEST = 2400  # pixels of the longer side of what is shown and saved
 MODES = ("one", "methods", "layers", "models")
 
@@ -50,6 +51,7 @@ class Question:
         beside: another class to show next to it.
         method: how, empty for the model's default; `methods` several.
         layer: where; None is the model's own.
+        prompts: texts to tell pictures apart by, for models that read some; empty for those that the server was started with.
     """
 
     picture: str
@@ -61,6 +63,7 @@ class Question:
     method: str = ""
     methods: tuple[str, ...] = ()
     layer: str | None = None
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,19 +96,26 @@ class Offer:
     layers: dict[Any, list[str]] = field(default_factory=dict)
     seen: LRUCache[Any, Look] = field(init=False)
     answers: LRUCache[Any, Answer] = field(init=False)
+    told: LRUCache[Any, Adapter] = field(init=False)
 
     def __post_init__(self) -> None:
         limit = self.kept_mb * 1e6
         object.__setattr__(self, "seen", LRUCache(limit * 0.75, getsizeof=_size_of_look))
         object.__setattr__(self, "answers", LRUCache(limit * 0.25, getsizeof=_size_of_answer))
+        object.__setattr__(self, "told", LRUCache(_TOLD))
 
-    def adapter(self, name: str) -> Adapter:
-        """The model of this name; the default one for no name."""
-        if not name:
-            return next(iter(self.models.values()))
-        if name not in self.models:
+    def adapter(self, name: str, prompts: tuple[str, ...] = ()) -> Adapter:
+        """The model of this name, with other prompts where it reads some; the default one for no name."""
+        if name and name not in self.models:
             raise ModelError(f"there is no model {name!r} here; this server offers {', '.join(self.models)}")
-        return self.models[name]
+        found = self.models[name] if name else next(iter(self.models.values()))
+        if not prompts or found.prompted is None or prompts == found.labels:
+            return found
+        key = (found.name, prompts)
+        with self.lock:
+            if key not in self.told:
+                self.told[key] = found.prompted(prompts)
+            return self.told[key]
 
 
 def ask(offer: Offer, question: Question, progress: Progress | None = None) -> Answer:
@@ -153,14 +163,15 @@ def checked(offer: Offer, question: Question, progress: Progress | None = None) 
         return first.trust(progress=told)
 
 
-def look_at(offer: Offer, model: str, picture: str, layer: str | None = None) -> Look:
+def look_at(offer: Offer, model: str, picture: str, layer: str | None = None, prompts: tuple[str, ...] = ()) -> Look:
     """What a model says to a picture, from what is kept where it can."""
-    key = (model, _digest(picture), layer)
+    adapter = offer.adapter(model, prompts)
+    key = (model, _digest(picture), layer, prompts if adapter.prompted is not None else ())
     with offer.lock:
         known = offer.seen.get(key)
         if known is None:
             try:
-                known = _shown(look(picture, offer.adapter(model), layer=layer))
+                known = _shown(look(picture, adapter, layer=layer))
             except ImageError as error:
                 # Where it lies on the server is nobody's business.
                 raise ImageError(str(error).replace(picture, Path(picture).name)) from error
@@ -275,7 +286,7 @@ def as_python(question: Question, answer: Answer) -> str:
         targets = ", ".join({one.label: _in_python(one) for one in maps}.values())
         said = ", ".join(dict.fromkeys(one.label for one in maps))
         lines += [
-            f"model = sightline.load_model({model!r})",
+            f"model = sightline.load_model({model!r}{f', prompts={list(question.prompts)!r}' if question.prompts else ''})",
             "maps = sightline.compare(",
             f"    {photo!r}, model,",
             f"    methods={list(dict.fromkeys(one.method for one in maps))!r},",
@@ -310,7 +321,7 @@ def overlay_address(heatmap: Heatmap) -> str:
 
 
 def _one(offer: Offer, question: Question, progress: Progress) -> Answer:
-    looked = look_at(offer, question.model, question.picture, question.layer)
+    looked = look_at(offer, question.model, question.picture, question.layer, question.prompts)
     targets: list[TargetSpec] = [_target(looked, question.target)]
     if question.beside:
         targets.append(_target(looked, question.beside))
@@ -326,7 +337,7 @@ def _one(offer: Offer, question: Question, progress: Progress) -> Answer:
 
 
 def _methods(offer: Offer, question: Question, progress: Progress) -> Answer:
-    looked = look_at(offer, question.model, question.picture, question.layer)
+    looked = look_at(offer, question.model, question.picture, question.layer, question.prompts)
     if not question.methods:
         raise SightlineError("tick at least one method")
     maps = compare(
@@ -344,7 +355,7 @@ def _layers(offer: Offer, question: Question, progress: Progress) -> Answer:
         raise SightlineError(
             f"{method.name} runs the network many times, too long for all layers; choose another method here"
         )
-    looked = look_at(offer, question.model, question.picture, "all")
+    looked = look_at(offer, question.model, question.picture, "all", question.prompts)
     maps = compare(looked, methods=[method], targets=[_target(looked, question.target)])
     return _answer(
         maps,
@@ -356,10 +367,10 @@ def _layers(offer: Offer, question: Question, progress: Progress) -> Answer:
 def _models(offer: Offer, question: Question, progress: Progress) -> Answer:
     if not question.second:
         raise SightlineError("choose a second model; this server offers " + ", ".join(offer.models))
-    looked = look_at(offer, question.model, question.picture)
+    looked = look_at(offer, question.model, question.picture, None, question.prompts)
     methods = [question.method or None]
     (first,) = compare(looked, methods=methods, targets=[_target(looked, question.target)], progress=progress)
-    other = look_at(offer, question.second, question.picture)
+    other = look_at(offer, question.second, question.picture, None, question.prompts)
     try:
         (second,) = compare(other, methods=methods, targets=[first.label], progress=progress)
         sentence = f"{first.label!r} by two models. Each has its own scale: scores of different models do not compare."
@@ -432,7 +443,7 @@ def _target(looked: Look, shown: str | None) -> TargetSpec:
     if shown in names:
         at = names.index(shown)
         return instance(at + 1) if task == "detection" else at
-    target = spoken(shown)
+    target = spoken(shown, files=False)
     if isinstance(target, str) and task in ("classes", "labels"):
         return resolve(target, looked.adapter, looked.captures[0].output).index
     return target

@@ -35,7 +35,7 @@ NOTHING = "nothing"
 STOPPED = "stopped, as you asked"
 SWEPT_S = (600, 3600)  # how often uploads are looked through, and how old they may become
 WAITING = 32  # visitors in the queue; the next one is told that it is full
-NAMES = ("picture", "mode", "model", "second", "target", "beside", "method", "methods", "layer")
+NAMES = ("picture", "mode", "model", "second", "target", "beside", "method", "methods", "layer", "prompts")
 TEMPLATE = """
 <p class="sightline-problem" role="alert" hidden></p>
 <p class="sightline-empty">Choose a picture on the left, or one of the examples.</p>
@@ -123,7 +123,9 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             given = dict(zip(NAMES, restored, strict=True))
         unknown = (None, None, NOTHING, CHOSEN)  # the lists stay: a question out of the history may need them
         try:
-            looked = look_at(offer, given["model"], question.picture) if question.picture else None
+            looked = (
+                look_at(offer, given["model"], question.picture, None, question.prompts) if question.picture else None
+            )
         except SightlineError as error:
             return *unknown, problem(_short(error)), "", history, gr.skip()
         if looked is None:
@@ -182,6 +184,17 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                         [[str(one)] for one in examples], inputs=[picture], label="Examples", api_visibility="private"
                     )
                 said = gr.Label(label="The model says (click one)", num_top_classes=10, elem_id="says")
+                reads = [name for name, one in offer.models.items() if one.prompted is not None]
+                prompts = gr.Textbox(
+                    "\n".join(offer.adapter("").labels or ()) if models[0] in reads else "",
+                    label="Prompts, one a line",
+                    info="what to tell pictures apart by; click beside it when done",
+                    lines=2,
+                    max_lines=12,
+                    max_length=4000,
+                    visible=models[0] in reads,
+                    elem_id="prompts",
+                )
                 model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1, elem_id="model")
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():
@@ -232,7 +245,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                     past = gr.Radio([], label="Asked before", elem_id="history")
         packed = gr.Textbox(visible="hidden", elem_id="packed")
 
-        asked = [picture, mode, model, second, target, beside, method, several, layer]
+        asked = [picture, mode, model, second, target, beside, method, several, layer, prompts]
         outputs = [shown, code, history, past]
         free: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
@@ -241,7 +254,14 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         def then_answer(event: Any) -> None:
             event.then(answer, [visit, history, *asked], outputs, **watched)
 
-        for choice in (picture.change, model.input):
+        def shown_prompts(name: str) -> Any:
+            if name not in reads:
+                return gr.Textbox(value="", visible=False)
+            return gr.Textbox(value="\n".join(offer.adapter(name).labels or ()), visible=True)
+
+        if reads:
+            model.input(shown_prompts, model, prompts, **free)
+        for choice in (picture.change, model.input, *([prompts.blur] if reads else [])):
             choice(opened, [visit, history, restored, *asked], [said, target, beside, layer, *outputs], **watched)
         for control in (target, beside, method, several, layer, second):
             control.input(answer, [visit, history, *asked], outputs, **watched)
@@ -346,6 +366,7 @@ def _question(*values: Any) -> Question:
         method=given["method"],
         methods=tuple(given["methods"]),
         layer=None if given["layer"] in (None, "", CHOSEN) else given["layer"],
+        prompts=tuple(dict.fromkeys(line.strip() for line in (given["prompts"] or "").splitlines() if line.strip())),
     )
 
 

@@ -7,11 +7,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sightline.app.answers import Offer
-from sightline.errors import SightlineError
+from sightline.errors import ModelError, SightlineError
+from sightline.models.adapter import Adapter
 
 LIMIT_MB = 20
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -87,6 +89,8 @@ def run(
     root_path: str | None = None,
     random_weights: bool = False,
     open_to_all: bool = False,
+    prompts: Sequence[str] = (),
+    question: str | None = None,
     said: Callable[[str], None],
 ) -> None:
     """Loads the models, prints the address, and serves until Ctrl-C or SIGTERM; all that was uploaded is deleted then.
@@ -101,6 +105,8 @@ def run(
         root_path: where it stands behind a reverse proxy, such as /sightline.
         random_weights: of the models other than the bundled one, to try things out; every map says so.
         open_to_all: lets anybody in without a password, as a public demonstration wants it.
+        prompts: texts for those of the models that read some; visitors can give others.
+        question: for those that answer in words.
         said: called with the address.
     """
     import signal
@@ -125,7 +131,7 @@ def run(
                 ) from error
             hosts = (*LOOPBACK, *names) if host in LOOPBACK else (*names,) or ("*",)
             listening.listen(128)  # from now on nobody is turned away, though the first ones wait
-            offer = load(models, random_weights)
+            offer = load(models, random_weights, prompts, question)
             try:
                 _serve(
                     listening,
@@ -139,13 +145,27 @@ def run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def load(models: Sequence[str], random_weights: bool = False) -> Offer:
-    """The models by name, each loaded once."""
+def load(
+    models: Sequence[str], random_weights: bool = False, prompts: Sequence[str] = (), question: str | None = None
+) -> Offer:
+    """The models by name, each loaded once; those that read texts with prompts or the question."""
     from sightline.models.load import load_model
 
-    return Offer(
-        {name: load_model(name, random_weights=random_weights and name != "bundled") for name in models or ("bundled",)}
-    )
+    def one(name: str) -> Adapter:
+        drawn = random_weights and name != "bundled"
+        texts: list[dict[str, Any]] = [{"prompts": list(prompts)}] if prompts else []
+        texts += [{"question": question}] if question is not None else []
+        for said in texts:
+            with suppress(ModelError):  # it takes the other kind of text, or none, as is found next
+                return load_model(name, random_weights=drawn, **said)
+        try:
+            return load_model(name, random_weights=drawn)
+        except ModelError:
+            if not texts:
+                raise
+        return load_model(name, random_weights=drawn, **texts[0])  # what was wrong with the texts is said
+
+    return Offer({name: one(name) for name in models or ("bundled",)})
 
 
 def _serve(listening: Any, app: Any, host: str, said: Callable[[str], None]) -> None:

@@ -40,6 +40,13 @@ def run(
         str | None,
         typer.Option("--root-path", metavar="PATH", help="Where it stands behind a reverse proxy, such as /sightline."),
     ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="For models that compare pictures with texts; again for more."),
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", metavar="TEXT", help="For models that answer in words.")
+    ] = None,
     examples: Annotated[Path | None, typer.Option("--examples", metavar="DIR", help="Pictures to choose from.")] = None,
 ) -> None:
     """Ask a model why, in a browser. Stop it with Ctrl-C."""
@@ -55,5 +62,7 @@ def run(
         random_weights=random_weights,
         names=name or [],
         root_path=root_path,
+        prompts=prompt or [],
+        question=question,
         said=lambda address: say(f"Sightline runs on {address} (stop with Ctrl-C)"),
     )

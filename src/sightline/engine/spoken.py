@@ -20,22 +20,29 @@ from sightline.models.adapter import Adapter
 from sightline.models.view import View
 
 
-def spoken(text: str) -> TargetSpec:
+def spoken(text: str, *, files: bool = True) -> TargetSpec:
     """The target that a text stands for; one that is none of the forms is a class's name.
+
+    Args:
+        text: as typed.
+        files: whether it may name files of this machine; not where a stranger types it.
 
     Raises:
         TargetError: a form with something in it that it can't have.
     """
     how, colon, rest = text.partition(":")
+    if colon and how == "like" and not files:
+        raise TargetError(_NO_FILES)
     if colon and how in _HOW:
-        return _HOW[how](rest.strip())
+        target = _HOW[how](rest.strip())
+        return _unless_a_class(text, target) if callable(target) and not hasattr(target, "every") else target
     if text in ("for", "against"):
         return _unless_a_class(text, binary(text == "for"))
     if text in ("up", "down"):
         return _unless_a_class(text, regression(up=text == "up"))
     name, at, place = text.rpartition("@")
     if at:
-        return _unless_a_class(text, _at(name.strip() or None, place.strip()))
+        return _unless_a_class(text, _at(name.strip() or None, place.strip(), files))
     return text
 
 
@@ -56,6 +63,7 @@ def _word(text: str) -> TargetSpec:
     return _number(text, "word") - 1 if text.isdecimal() else text
 
 
+_NO_FILES = "files are named on the command line or in Python; here a target is a class, a point @X,Y or a box @LEFT,TOP,RIGHT,BOTTOM"
 _HOW: dict[str, Callable[[str], TargetSpec]] = {
     "log": lambda name: log_probability(int(name) if name.isdecimal() else name or None),
     "up": lambda name: regression(int(name) if name.isdecimal() else name or None),
@@ -67,7 +75,7 @@ _HOW: dict[str, Callable[[str], TargetSpec]] = {
 }
 
 
-def _at(name: str | None, place: str) -> Target:
+def _at(name: str | None, place: str, files: bool) -> Target:
     """A class, or what is there, at a point, in a box or in a region."""
     label = int(name) if name is not None and name.isdecimal() else name
     numbers = re.split(r"\s*,\s*", place)
@@ -84,6 +92,8 @@ def _at(name: str | None, place: str) -> Target:
         raise TargetError(
             f"@{place[:80]}; expected a point @X,Y, a box @LEFT,TOP,RIGHT,BOTTOM, or the file of a mask @MASK.png, in pixels of the photograph"
         )
+    if not files:
+        raise TargetError(_NO_FILES)
     return regions.segment(label, region=read_mask(place))
 
 

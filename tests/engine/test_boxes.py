@@ -17,7 +17,7 @@ from conftest import assert_close, assert_untouched, seeded
 from made_dense import BOXES, CELL, TwoBoxes, block_photo, plain_photo, plainly, prepared
 from oracles_targets import Found, box_score, instance, mask_overlap, overlap, sigmoid
 from sightline.engine import boxes
-from sightline.errors import LayerError, ModelError, NonFiniteError, SightlineError, TargetError
+from sightline.errors import ModelError, NonFiniteError, SightlineError, TargetError
 from sightline.models.dense import detector
 
 NAMES = ("background", "cat", "dog")
@@ -56,7 +56,9 @@ def only(values: np.ndarray[Any, Any], box: tuple[float, float, float, float]) -
 # ------------------------------------------------------------------------------------------------------------ overlaps
 
 
-@pytest.mark.proves("grad-cam", "d-rise", says="of a detector, overlap is intersection over union, also of boxes without area")
+@pytest.mark.proves(
+    "grad-cam", "d-rise", says="of a detector, overlap is intersection over union, also of boxes without area"
+)
 def test_overlap_is_intersection_over_union() -> None:
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(60, 4, generator=generator, dtype=torch.float64) * 9
@@ -80,7 +82,9 @@ def test_overlap_of_masks_is_the_soft_one() -> None:
     assert boxes.mask_overlap(masks[2], masks).tolist() == [0.0] * 6
 
 
-@pytest.mark.proves("hires-cam", says="a model's own box overlaps itself at the most, so that its gradient is the score's alone")
+@pytest.mark.proves(
+    "hires-cam", says="a model's own box overlaps itself at the most, so that its gradient is the score's alone"
+)
 def test_the_gradient_of_a_boxs_overlap_with_itself_is_nothing() -> None:
     own = torch.tensor([1.0, 2.0, 5.0, 9.0])
     leaf = own.clone()[None].requires_grad_()
@@ -99,16 +103,20 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.proves("grad-cam", says="of a box, explains max over what is found of overlap times probability of the class")
+@pytest.mark.proves(
+    "grad-cam", says="of a box, explains max over what is found of overlap times probability of the class"
+)
 @pytest.mark.parametrize("net", NETS)
 def test_the_score_of_each_instance_is_the_definitions(net: str) -> None:
     photo, adapter = noise(), model(NETS[net]())
     found = said_of(adapter.module, photo)
     for number in range(1, len(found) + 1):
         at = instance(found, number)
-        one = sightline.explain(photo, adapter, method="hires-cam", target=sightline.instance(number)) if found.labels[
-            at
-        ] and at < 2 else None
+        one = (
+            sightline.explain(photo, adapter, method="hires-cam", target=sightline.instance(number))
+            if found.labels[at] and at < 2
+            else None
+        )
         if one is None:
             continue  # a box that stays as it is has no map
         assert one.score == pytest.approx(box_score(found, found.boxes[at], found.labels[at]), abs=1e-6)
@@ -150,7 +158,9 @@ def test_the_map_of_a_box_lies_on_its_own_block(method: str) -> None:
             np.testing.assert_allclose(one.signed_raw[inside], grey[inside], atol=1e-6)
 
 
-@pytest.mark.proves("hires-cam", says="of a class of a detector, is that of its surest box; of nothing named, of the surest of all")
+@pytest.mark.proves(
+    "hires-cam", says="of a class of a detector, is that of its surest box; of nothing named, of the surest of all"
+)
 def test_a_class_is_its_surest_box_and_nothing_named_is_the_surest() -> None:
     photo = block_photo((32, 32), {(0, 8, 16, 24): (100,) * 3, (16, 0, 32, 8): (200,) * 3})
     assert asked(None, photo).label == "1: dog"
@@ -214,17 +224,26 @@ def torchvision_detector(name: str) -> Any:
         threshold = "score_thresh" if name.startswith("retina") else "box_score_thresh"
         most = "detections_per_img" if name.startswith("retina") else "box_detections_per_img"
         kept = {"topk_candidates": 30} if name.startswith("retina") else {"rpn_post_nms_top_n_test": 20}
-        _BUILT[name] = seeded(
+        # The coarsest level of a RetinaNet has 128 pixels a cell.
+        least, longest = (160, 256) if name.startswith("retina") else (64, 96)
+        built = seeded(
             lambda: getattr(detection, name)(
                 weights=None,
                 weights_backbone=None,
                 num_classes=3,
-                min_size=64,
-                max_size=96,
+                min_size=least,
+                max_size=longest,
                 **{threshold: 0.0, most: 6},
                 **kept,
             )
         )
+        if not name.startswith("retina"):  # without which random weights are sure of everything
+            with torch.no_grad():
+                heads = built.roi_heads
+                predictor = [heads.mask_predictor.mask_fcn_logits] if heads.has_mask() else []
+                for part in (heads.box_predictor.cls_score, heads.box_predictor.bbox_pred, *predictor):
+                    part.weight.mul_(0.01)
+        _BUILT[name] = built
     return _BUILT[name]
 
 
@@ -252,15 +271,20 @@ def hires_by_loops(a: Tensor, g: Tensor) -> np.ndarray[Any, Any]:
     return np.array([[math.fsum(one[c, i, j] * other[c, i, j] for c in range(C)) for j in range(w)] for i in range(h)])
 
 
-@pytest.mark.proves("grad-cam", "hires-cam", says="of torchvision's detectors, is that of full autograd at the levels its box is read from")
+@pytest.mark.proves(
+    "grad-cam",
+    "hires-cam",
+    says="of torchvision's detectors, is that of full autograd at the levels its box is read from",
+)
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_maps_of_torchvisions_detectors_are_those_of_full_autograd(name: str) -> None:
-    module, x = torchvision_detector(name), torch.rand(1, 3, 60, 72, generator=torch.Generator().manual_seed(3))
+    module = copy.deepcopy(torchvision_detector(name)).double()
+    x = torch.rand(1, 3, 60, 72, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     adapter = sightline.adapt(module)
     assert adapter.task == "detection"
     output = module(x)
     order = output[0]["scores"].argsort(descending=True, stable=True).tolist()
-    assert len(order) == 6
+    assert len(order) >= 3
     for number in (1, 3):
         at = order[number - 1]
         own, label = output[0]["boxes"][at].detach(), int(output[0]["labels"][at])
@@ -272,7 +296,7 @@ def test_maps_of_torchvisions_detectors_are_those_of_full_autograd(name: str) ->
                 if int(found[0]["labels"][d]) == label and "masks" not in found[0]:
                     values.append(overlap_of(own, found[0]["boxes"][d]) * found[0]["scores"][d])
                 elif int(found[0]["labels"][d]) == label:
-                    shape = (output[0]["masks"][at, 0].detach() > 0.5).float()
+                    shape = (output[0]["masks"][at, 0].detach() > 0.5).double()
                     mask = found[0]["masks"][d, 0]
                     both = (shape * mask).sum()
                     values.append(both / (shape.sum() + mask.sum() - both) * found[0]["scores"][d])
@@ -285,19 +309,19 @@ def test_maps_of_torchvisions_detectors_are_those_of_full_autograd(name: str) ->
                 x, sightline.adapt(module, layers=[level]), method="hires-cam", target=sightline.instance(number)
             )
             slow = torch.from_numpy(hires_by_loops(a, g))
-            assert_close(found[0], slow, 1e-5)
+            assert_close(found[0], slow, 1e-9)
             weights = g.double().mean(dim=(1, 2))
             cam = torch.einsum("c,chw->hw", weights, a.double()).relu()
             if cam.any():
                 found = sightline.attribute(
                     x, sightline.adapt(module, layers=[level]), method="grad-cam", target=sightline.instance(number)
                 )
-                assert_close(found[0], cam, 1e-5)
+                assert_close(found[0], cam, 1e-9)
         if len(wanted) == 1:  # the map without a layer is that level's
             (level,) = wanted
             free = sightline.attribute(x, adapter, method="hires-cam", target=sightline.instance(number))
             a, g = wanted[level]
-            assert_close(free[0], torch.from_numpy(hires_by_loops(a, g)), 1e-5)
+            assert_close(free[0], torch.from_numpy(hires_by_loops(a, g)), 1e-9)
 
 
 def overlap_of(a: Tensor, b: Tensor) -> Tensor:
@@ -315,7 +339,7 @@ def test_the_map_is_of_the_levels_that_the_score_reads(name: str) -> None:
     x, _ = prepared((72, 60), 60)(photo)
     looked = sightline.look(photo, adapter)
     assert len(looked.captures) == len(adapter.levels)
-    for number in (1, 2, 4):
+    for number in (1, 2, 3):
         one = sightline.explain(looked, method="grad-cam", target=sightline.instance(number))
         target = sightline.instance(number).resolved(adapter, looked.captures[0].output, 0, None)  # type: ignore[attr-defined]
         read = pyramid_by_autograd(module, x[None], lambda output, t=target: t.score(output)[0], adapter.levels)
@@ -323,7 +347,9 @@ def test_the_map_is_of_the_levels_that_the_score_reads(name: str) -> None:
 
 
 @pytest.mark.proves("grad-cam", says="of a detector that pads by itself, lies on the photograph where its grid lay")
-@pytest.mark.parametrize("size", [(72, 60), (60, 72), (64, 64), (50, 96), (131, 77), (40, 300), (97, 33), (225, 225), (75, 50)])
+@pytest.mark.parametrize(
+    "size", [(72, 60), (60, 72), (64, 64), (50, 96), (131, 77), (40, 300), (97, 33), (225, 225), (75, 50)]
+)
 def test_what_the_grids_cover_is_what_the_detector_padded_to(size: tuple[int, int]) -> None:
     width, height = size
     module = torchvision_detector("fasterrcnn_resnet50_fpn")
@@ -362,8 +388,10 @@ class Echo(nn.Module):
         return self.transform.postprocess(found, batch.image_sizes, sizes)
 
 
-@pytest.mark.proves("hires-cam", says="of a detector that pads by itself, finds a planted block within a cell on the photograph")
-@pytest.mark.parametrize("size", [(72, 60), (60, 72), (50, 96), (120, 50), (33, 33)])
+@pytest.mark.proves(
+    "hires-cam", says="of a detector that pads by itself, finds a planted block within a cell on the photograph"
+)
+@pytest.mark.parametrize("size", [(72, 60), (60, 72), (50, 96), (100, 60), (33, 33)])
 def test_a_planted_block_is_found_on_the_photograph_where_the_detector_pads(size: tuple[int, int]) -> None:
     import dataclasses
 
@@ -386,7 +414,9 @@ def test_a_planted_block_is_found_on_the_photograph_where_the_detector_pads(size
 
 
 def test_layers_of_a_module_that_pads_by_itself_lie_right_when_the_user_names_them() -> None:
-    assert sightline.adapt(torchvision_detector(TORCHVISION[0]), layers=["backbone.fpn.layer_blocks.2"]).covers is not None
+    assert (
+        sightline.adapt(torchvision_detector(TORCHVISION[0]), layers=["backbone.fpn.layer_blocks.2"]).covers is not None
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ no trace
@@ -479,7 +509,11 @@ def test_what_makes_no_sense_is_refused(target: Any, said: str) -> None:
         (lambda n, _x: one_box(n, labels=[]), ModelError, "expected boxes"),
         (lambda n, _x: one_box(n, labels=["cat"]), ModelError, "gave list, which is no table of numbers"),
         (lambda n, _x: [{"boxes": [[0, 0, 1, 1]], "scores": [1]}] * n, ModelError, "a mapping without labels"),
-        (lambda n, _x: {"loss_classifier": torch.tensor(1.0), "loss_box_reg": torch.tensor(1.0)}, ModelError, "training mode"),
+        (
+            lambda n, _x: {"loss_classifier": torch.tensor(1.0), "loss_box_reg": torch.tensor(1.0)},
+            ModelError,
+            "training mode",
+        ),
     ],
 )
 def test_a_function_that_says_nonsense_of_boxes_is_refused(answer: Any, error: type[SightlineError], said: str) -> None:
@@ -508,11 +542,16 @@ def changed(**parts: Callable[[Tensor], Tensor]) -> Callable[[list[dict[str, Ten
 @pytest.mark.parametrize(
     ("answer", "target", "error", "said"),
     [
-        (lambda found: found[:-1], None, ModelError, "boxes of 1 pictures? for 2"),
-        (lambda found: found[:-1], sightline.instance(1), ModelError, "boxes of 1 pictures? for 2"),
+        (lambda found: found[:-1], None, ModelError, "gave boxes of 1 pictures, and was shown more"),
+        (lambda found: found[:-1], sightline.instance(1), ModelError, "gave boxes of 1 pictures, and was shown more"),
         (changed(boxes=lambda one: one * float("nan")), None, NonFiniteError, "NaN"),
         (changed(scores=lambda one: one * float("nan")), None, NonFiniteError, "NaN"),
-        (lambda found: {"loss_box": found[0]["scores"].sum()}, None, TargetError, "returned losses .* in training mode"),
+        (
+            lambda found: {"loss_box": found[0]["scores"].sum()},
+            None,
+            TargetError,
+            "returned losses .* in training mode",
+        ),
         (changed(boxes=lambda one: one[:, [0, 1, 0, 1]]), None, TargetError, "no area"),
         (changed(boxes=lambda one: one[:, :3]), None, ModelError, "expected boxes"),
         (changed(labels=lambda one: one[:1]), None, ModelError, "expected boxes"),
@@ -526,9 +565,10 @@ def test_a_module_that_says_nonsense_of_boxes_is_refused(
         sightline.attribute(x, model(Answering(answer)), method="hires-cam", target=target)
 
 
-def test_a_score_that_does_not_depend_on_the_picture_is_refused() -> None:
-    with pytest.raises((TargetError, LayerError), match=r"no gradient|doesn't depend|can't be explained"):
-        asked(sightline.instance(1), net=TwoBoxes(extra=[((20.0, 20.0, 30.0, 30.0), 1, 1.5)]))
+def test_the_map_of_a_score_that_does_not_depend_on_the_picture_is_empty_and_says_so() -> None:
+    one = asked(sightline.instance(1), net=TwoBoxes(extra=[((20.0, 20.0, 30.0, 30.0), 1, 1.5)]))
+    assert not one.raw.any()
+    assert any("empty" in said for said in one.warnings), one.warnings
 
 
 def test_a_detector_without_names_says_numbers() -> None:

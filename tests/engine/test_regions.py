@@ -74,7 +74,8 @@ def test_a_point_of_the_photograph_is_the_cell_that_holds_it(view: str, point: t
 
 
 @pytest.mark.proves(
-    "hires-cam", says="of a class in a box in a segmentation, counts each cell by its share inside, looked up at 4 x 4 places"
+    "hires-cam",
+    says="of a class in a box in a segmentation, counts each cell by its share inside, looked up at 4 x 4 places",
 )
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize(
@@ -86,7 +87,9 @@ def test_a_box_counts_each_cell_by_its_share_inside(view: str, box: tuple[float,
     agree(asked(sightline.segment("green", box=box), view), M, 1, view)
 
 
-@pytest.mark.proves("hires-cam", says="of a class in a region in a segmentation, is the definition's (Seg-Grad-CAM, eq. 2)")
+@pytest.mark.proves(
+    "hires-cam", says="of a class in a region in a segmentation, is the definition's (Seg-Grad-CAM, eq. 2)"
+)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("kind", ["half", "ring", "noise", "all"])
 def test_a_region_counts_each_cell_by_its_share_inside(view: str, kind: str) -> None:
@@ -104,7 +107,9 @@ def test_a_region_counts_each_cell_by_its_share_inside(view: str, kind: str) -> 
     agree(asked(sightline.segment("green", region=region * 7.5), view), M, 1, view)
 
 
-@pytest.mark.proves("hires-cam", "grad-cam", says="of a class of a segmentation, reads the places where the model sees the class")
+@pytest.mark.proves(
+    "hires-cam", "grad-cam", says="of a class of a segmentation, reads the places where the model sees the class"
+)
 def test_without_a_place_it_is_where_the_model_sees_the_class() -> None:
     photo = block_photo(PHOTO, {(20, 20, 60, 60): (0, 255, 0)}, (255, 0, 0))
     logits = logits_of("whole", photo)
@@ -117,7 +122,9 @@ def test_without_a_place_it_is_where_the_model_sees_the_class() -> None:
     assert named.label == "green", "the largest that is no background"
 
 
-@pytest.mark.proves("hires-cam", says="of a segmentation, is exactly the planted block inside the region and 0 elsewhere")
+@pytest.mark.proves(
+    "hires-cam", says="of a segmentation, is exactly the planted block inside the region and 0 elsewhere"
+)
 def test_the_map_is_the_planted_block_inside_the_region_and_nothing_elsewhere() -> None:
     photo = block_photo((48, 32), {(8, 8, 24, 16): (0, 255, 0), (32, 16, 48, 32): (0, 255, 0)})
     box = (0.0, 0.0, 24.0, 32.0)
@@ -247,7 +254,10 @@ def test_the_mark_is_what_was_asked_for() -> None:
         ({"box": "here"}, "is no box; expected"),
         ({"box": (0, 0, 20, 80)}, "the box 0, 0, 20, 80 was cut off before the model; it saw the part from 28, 8"),
         ({"region": np.zeros((80, 120))}, "the region is empty"),
-        ({"region": np.ones((120, 80))}, r"the region is \(120, 80\); expected the photograph's rows and columns, \(80, 120\)"),
+        (
+            {"region": np.ones((120, 80))},
+            r"the region is \(120, 80\); expected the photograph's rows and columns, \(80, 120\)",
+        ),
         ({"region": np.ones((80, 120, 3))}, r"the region is \(80, 120, 3\)"),
         ({"region": np.arange(120)[None] < np.full((80, 1), 20)}, "the region lies where the model never looked"),
         ({"point": (60, 40), "box": (0, 0, 9, 9)}, "give one place"),

@@ -128,7 +128,8 @@ def _raises(_x: Tensor) -> Any:
     [
         (_raises, ModelError, r"raises fails on an input of shape \(2, 3, 16, 16\).*the scorer is out of order"),
         (lambda x: x.mean(dim=(2, 3))[:1], ModelError, r"shape \(1, 3\) for 2 pictures; expected \(2, classes\)"),
-        (lambda x: x, ModelError, r"shape \(2, 3, 16, 16\) for 2 pictures"),
+        (lambda x: x[:1], ModelError, r"shape \(1, 3, 16, 16\) for 2 pictures"),
+        (lambda x: x[None], ModelError, r"shape \(1, 2, 3, 16, 16\) for 2 pictures"),
         (lambda x: x.sum(), ModelError, r"shape \(\) for 2 pictures"),
         (lambda x: x.mean(dim=(2, 3))[:, :0], ModelError, r"shape \(2, 0\) for 2 pictures"),
         (lambda x: None, ModelError, "gave NoneType, which is no table of numbers"),

@@ -202,7 +202,9 @@ def _in_region(region: Mask, view: View, size: tuple[int, int]) -> Tensor:
     if not found.any():  # smaller than a cell, or not seen: the cell that holds most of its pixels
         y, x = (one + 0.5 for one in np.nonzero(region > 0))
         step = 1 + len(x) // _MOST
-        cells = Counter(cell for pixel in zip(x[::step], y[::step], strict=True) if (cell := _cell(pixel, view, size)) is not None)
+        cells = Counter(
+            cell for pixel in zip(x[::step], y[::step], strict=True) if (cell := _cell(pixel, view, size)) is not None
+        )
         for cell, _ in cells.most_common(1):
             found[cell] = 1
     if not found.any():

@@ -144,7 +144,7 @@ def adapt(
         parts: dict[str, Any] = {"preprocess": take, "labels": names, "provenance": {"source": "user's function"}}
         return replace(black_box(name, module, **parts), task=task)
     module, notes = unwrapped(module)
-    dense = detector(module) if not layers else None
+    dense = detector(module)
     if isinstance(layers, str) or (layers is not None and len(layers) != 1):
         raise ModelError(f"layers={layers!r}; expected a list of one layer name, such as ['layer4']")
     if grid is not None and not _is_size(grid):
@@ -152,8 +152,9 @@ def adapt(
     chosen, reason = (layers[0], "given") if layers else (None, "")
     if chosen is not None:
         submodule(module, chosen)
-    if dense is not None and dense.levels:
-        chosen, reason = dense.levels[-1], dense.reason
+    levels = dense.levels if dense is not None and chosen is None else ()
+    if dense is not None and levels:
+        chosen, reason = levels[-1], dense.reason
     if chosen is None and take is not None:
         x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)))
         try:
@@ -176,7 +177,7 @@ def adapt(
         logits=logits or unwrap,
         grid=grid,
         task=task or ("detection" if dense else ""),
-        levels=dense.levels if dense else (),
+        levels=levels,
         covers=dense.covers if dense else None,
         provenance={"source": "user's module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
         notes=notes,

@@ -391,7 +391,7 @@ class Echo(nn.Module):
 @pytest.mark.proves(
     "hires-cam", says="of a detector that pads by itself, finds a planted block within a cell on the photograph"
 )
-@pytest.mark.parametrize("size", [(72, 60), (60, 72), (50, 96), (100, 60), (33, 33)])
+@pytest.mark.parametrize("size", [(72, 60), (60, 72), (50, 96), (100, 60), (33, 33), (120, 50), (200, 20)])
 def test_a_planted_block_is_found_on_the_photograph_where_the_detector_pads(size: tuple[int, int]) -> None:
     import dataclasses
 
@@ -417,6 +417,77 @@ def test_layers_of_a_module_that_pads_by_itself_lie_right_when_the_user_names_th
     assert (
         sightline.adapt(torchvision_detector(TORCHVISION[0]), layers=["backbone.fpn.layer_blocks.2"]).covers is not None
     )
+
+
+def test_a_panorama_has_its_pyramid_though_it_is_padded_much() -> None:
+    """12 : 1 becomes 96 x 8, which is padded to 96 x 32."""
+    module, x = torchvision_detector(TORCHVISION[0]), torch.rand(1, 3, 20, 240)
+    found = sightline.attribute(x, module, method="hires-cam", layer="backbone.fpn.layer_blocks.0")
+    assert found.shape == (1, 8, 24)
+
+
+def test_the_mark_of_a_mask_lies_on_the_photograph_through_a_cut() -> None:
+    """A photograph of 96 x 64 becomes 48 x 32, of which the middle 32 x 32 is taken."""
+    photo = plain_photo((96, 64))
+    one = asked(sightline.instance(1), photo, TwoBoxes(("masks",)))
+    found = said_of(TwoBoxes(("masks",)), photo)
+    assert found.masks is not None
+    wanted = np.zeros((64, 96), bool)
+    wanted[:, 16:80] = np.kron(found.masks[instance(found, 1)] > 0.5, np.ones((2, 2))) > 0
+    assert wanted.any()
+    assert (one.mark.region == wanted).all()
+
+
+def test_a_function_that_gives_each_pixel_a_class_is_a_segmentation() -> None:
+    def pixels(x: Tensor) -> Tensor:
+        return torch.stack([x[:, 0], 2 * x[:, 1]], dim=1)
+
+    adapter = sightline.adapt(pixels, preprocess=prepared(), labels=["red", "green"])
+    photo = block_photo((32, 32), {(0, 8, 16, 24): (0, 255, 0)}, (255, 0, 0))
+    found = sightline.explain(photo, adapter, method="occlusion", target="green", options={"patch": 8, "stride": 8})
+    assert found.score == pytest.approx(2 * 16 * 16)
+    wanted = np.zeros((4, 4))
+    wanted[1:3, :2] = 2 * 64
+    np.testing.assert_allclose(found.raw, wanted, rtol=1e-5)
+
+
+class Sure(TwoBoxes):
+    """Keeps those boxes of which it is surer than a half, as detectors do."""
+
+    def found(self, seen: Tensor) -> dict[str, Tensor]:
+        found = super().found(seen)
+        sure = found["scores"] > 0.5
+        return {name: value[sure] for name, value in found.items()}
+
+
+@pytest.mark.proves(
+    "integrated-gradients", says="of a box, is the pixels' part of the score along the way on which it is found"
+)
+def test_a_picture_in_which_nothing_is_found_has_a_score_of_nothing_and_no_gradient() -> None:
+    """The score is the brightness w x of the box's block where that is above a half, from a black picture on."""
+    photo = block_photo((32, 32), {(0, 8, 16, 24): (204,) * 3})
+    one = asked(sightline.instance(1), photo, Sure(), "integrated-gradients")
+    assert one.score == pytest.approx(0.8, abs=1e-6)
+    assert only(nn.functional.avg_pool2d(torch.from_numpy(one.signed_raw)[None, None], CELL)[0, 0].numpy(), BOXES[0])
+    assert 0 < one.signed_raw.sum() < 0.8
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["saliency", "smooth-grad", "grad-cam", "ablation-cam", "score-cam", "occlusion", "rise", "lime", "eigen-cam"],
+)
+def test_methods_of_every_kind_explain_a_box(method: str) -> None:
+    options = {
+        name: value for name, value in {"samples": 70}.items() if name in sightline.list_methods()[method].options
+    }
+    photo = block_photo((32, 32), {(0, 8, 16, 24): (204,) * 3, (16, 0, 32, 8): (230,) * 3})
+    found = [
+        sightline.explain(photo, model(Sure()), method=method, target=sightline.instance(number), options=options)
+        for number in (1, 2)
+    ]
+    assert all(one.raw.any() for one in found)
+    if method not in ("eigen-cam", "grad-cam", "score-cam"):  # whose weights are of channels, here the same for both
+        assert not np.array_equal(found[0].raw, found[1].raw)
 
 
 # ------------------------------------------------------------------------------------------------------------ no trace
@@ -572,6 +643,11 @@ def test_the_map_of_a_score_that_does_not_depend_on_the_picture_is_empty_and_say
 
 
 def test_a_detector_without_names_says_numbers() -> None:
+    adapter = sightline.adapt(lambda x: one_box(len(x)), preprocess=prepared())
+    unnamed = sightline.explain(noise(), adapter, method="d-rise", options={"samples": 4})
+    assert unnamed.label == "1: class 1"
+    with pytest.raises(TargetError, match=r"there is no class 'cat' in .*, which has no class names"):
+        sightline.explain(noise(), adapter, method="d-rise", target="cat", options={"samples": 4})
     assert asked(None, plain_photo((32, 32)), labels=None).label == "1: class 1"
 
 

@@ -191,7 +191,8 @@ def _objectness(one: Found) -> Tensor:
 
 
 def _highest(values: Tensor, one: Found) -> Tensor:
-    return values.max() if len(values) else one["scores"].new_zeros(())
+    # Of nothing found it is 0, and its gradient, too: the sum of nothing is joined to the picture as scores are.
+    return values.max() if len(values) else one["scores"].sum()
 
 
 def _finds(adapter: Adapter, found: Found, most: int = 5) -> str:

@@ -341,7 +341,10 @@ def _captured(adapter: Adapter, name: str, seen: dict[str, tuple[Tensor, Joint]]
     values, joint = seen.get(name, (None, None))
     if _is_input(adapter, name):
         return Capture(name, x, x, output, joint=joint, finite=((_OF_INPUT, finite_images(x)),), module=adapter.module)
-    form = layout(adapter.module, x, name, values, adapter.logits, adapter.grid) if values is not None else None
+    form = None
+    if values is not None:
+        covers = None if adapter.covers is None else adapter.covers(x)
+        form = layout(adapter.module, x, name, values, adapter.logits, adapter.grid, covers)
     if values is None or form is None:
         raise LayerError(_no_grid(adapter, name, values, x))
     values = form.to_grid(values)

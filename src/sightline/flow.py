@@ -37,7 +37,7 @@ from sightline.engine.capture import Capture
 from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB, Budget, Progress, Together, probe
 from sightline.engine.regions import seen_classes
-from sightline.engine.targets import are_independent, expanded, is_normalised, per_image, probabilities, table
+from sightline.engine.targets import SEVERAL, are_independent, expanded, is_normalised, per_image, probabilities, table
 from sightline.engine.tasks import task_of
 from sightline.errors import (
     LayerError,
@@ -46,6 +46,7 @@ from sightline.errors import (
     ModelError,
     NonFiniteError,
     SightlineError,
+    TargetError,
 )
 from sightline.heatmap import ALL_LAYERS, Heatmap, Prediction, share_scale
 from sightline.methods.factorise import factorise
@@ -126,6 +127,8 @@ def explain(
     Raises:
         SightlineError: every foreseen failure, by its kind: see `sightline.errors`.
     """
+    if hasattr(target, "every"):
+        raise TargetError(SEVERAL)
     return compare(
         image,
         model,

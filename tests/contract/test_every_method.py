@@ -28,6 +28,7 @@ from oracles_attention import ATTENTION_ORACLES
 from oracles_more import MORE_ORACLES
 from oracles_perturbation import PERTURBATION_ORACLES
 from oracles_pixels import PIXEL_ORACLES
+from oracles_targets import TARGET_ORACLES
 from sightline.errors import MethodError, TargetError
 
 REGISTRY = sightline.list_methods()
@@ -65,7 +66,7 @@ def _activations(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def test_every_method_has_an_oracle() -> None:
-    proven = (ORACLES, MORE_ORACLES, ATTENTION_ORACLES, PIXEL_ORACLES, PERTURBATION_ORACLES)
+    proven = (ORACLES, MORE_ORACLES, ATTENTION_ORACLES, PIXEL_ORACLES, PERTURBATION_ORACLES, TARGET_ORACLES)
     assert set(REGISTRY) == {name for each in proven for name in each}
 
 

@@ -463,3 +463,20 @@ def test_a_name_and_its_loaded_model_give_the_same_map(inside: Adapter) -> None:
     by_name, by_model = sightline.explain(photo()), sightline.explain(photo(), inside)
     assert (by_name.raw == by_model.raw).all()
     assert by_name.layer == by_model.layer
+
+
+def test_a_classifier_loaded_for_its_embedding_gives_what_its_head_was_given() -> None:
+    plain = sightline.load_model("torchvision:resnet18", random_weights=True)
+    other = sightline.load_model("torchvision:resnet18", random_weights=True, task="embedding")
+    assert (other.task, other.labels) == ("embedding", None)
+    assert other.layer == plain.layer
+    other.module.load_state_dict(
+        {name: one for name, one in plain.module.state_dict().items() if not name.startswith("fc.")}
+    )
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(plain.module.fc(other.module(x)), plain.module(x), atol=1e-5)
+    with pytest.raises(ModelError, match="is no model for the task detection"):
+        sightline.load_model("torchvision:resnet18", random_weights=True, task="detection")
+    with pytest.raises(ModelError, match="task is 'boxes'; expected one of classes, labels"):
+        sightline.load_model("torchvision:resnet18", random_weights=True, task="boxes")  # type: ignore[arg-type]

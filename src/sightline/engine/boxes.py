@@ -16,7 +16,7 @@ from torch import Tensor
 from sightline.engine.asked import Asked, Corners, Mark, Target
 from sightline.engine.regions import checked_box, placed
 from sightline.engine.tasks import checked_index, class_index, refuse, task_of
-from sightline.errors import TargetError
+from sightline.errors import ModelError, NonFiniteError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.view import View
 
@@ -110,7 +110,19 @@ def mask_overlap(own: Tensor, masks: Tensor) -> Tensor:
 def _found(adapter: Adapter, output: Any, image: int, what: str) -> Found:
     if task_of(adapter, output) != "detection":
         refuse(adapter, output, what)
-    return cast(Found, output[image])
+    if image >= len(output):
+        raise ModelError(
+            f"{adapter.name} gave boxes of {len(output)} pictures, and was shown more; expected a mapping for each"
+        )
+    found = cast(Found, output[image])
+    parts = {part: found[part] for part in ("boxes", "labels", "scores")}
+    count = len(parts["scores"]) if parts["scores"].dim() == 1 else -1
+    if tuple(parts["boxes"].shape) != (count, 4) or tuple(parts["labels"].shape) != (count,):
+        shapes = ", ".join(f"{part} {tuple(value.shape)}" for part, value in parts.items())
+        raise ModelError(f"{adapter.name} gave {shapes}; expected boxes (N, 4), labels (N,) and scores (N,)")
+    if not all(bool(value.isfinite().all()) for value in parts.values()):
+        raise NonFiniteError(f"NaN or infinity in the boxes that {adapter.name} gave", (image,))
+    return found
 
 
 def _class(spec: int | str, adapter: Adapter, found: Found) -> int:
@@ -128,6 +140,8 @@ def _own(adapter: Adapter, found: Found, at: int, number: int, view: View | None
     if view is not None:
         corners = [*view.to_photo(*corners[:2]), *view.to_photo(*corners[2:])]
     mask = masks_of(found)[at].detach() if "masks" in found else None
+    if mask is not None and not bool((mask > 0.5).any()):
+        mask = None  # no shape to compare with
     region = None if mask is None else placed(mask > 0.5, view)
     mark = Mark(box=cast(Corners, tuple(corners)), region=region)
     return _asked(f"{number}: {adapter.label(chosen)}", own, chosen, found, at, mark, mask)
@@ -141,6 +155,8 @@ def masks_of(found: Found) -> Tensor:
 
 def _asked(name: str, own: Tensor, chosen: int, found: Found, at: int, mark: Mark, mask: Tensor | None) -> Asked:
     shape = None if mask is None else (mask > 0.5).to(mask)
+    if shape is None and not bool(own[2] > own[0] and own[3] > own[1]):
+        raise TargetError(f"the box {name!r} has no area, so that no box can overlap it; ask for another: instance:2")
 
     def over(one: Found) -> Tensor:
         if shape is not None:
@@ -175,7 +191,8 @@ def _objectness(one: Found) -> Tensor:
 
 
 def _highest(values: Tensor, one: Found) -> Tensor:
-    return values.max() if len(values) else one["scores"].new_zeros(())
+    # Of nothing found it is 0, and its gradient, too: the sum of nothing is joined to the picture as scores are.
+    return values.max() if len(values) else one["scores"].sum()
 
 
 def _finds(adapter: Adapter, found: Found, most: int = 5) -> str:

@@ -354,7 +354,10 @@ def _captured(adapter: Adapter, name: str, seen: dict[str, tuple[Tensor, Joint]]
         pixels = x if whole is None else whole.to_grid(x)
         free = ((_OF_INPUT, finite_images(x)),)
         return Capture(name, x, pixels, output, layout=whole, joint=joint, finite=free, module=adapter.module)
-    form = layout(adapter.module, x, name, values, adapter.logits, adapter.grid) if values is not None else None
+    form = None
+    if values is not None:
+        covers = None if adapter.covers is None else adapter.covers(x)
+        form = layout(adapter.module, x, name, values, adapter.logits, adapter.grid, covers)
     if values is None or form is None:
         raise LayerError(_no_grid(adapter, name, values, x))
     values = form.to_grid(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from sightline.models.view import View
 
 _BACKGROUND = ("background", "__background__", "unlabeled", "void")
 _FINE = 4  # places within a cell, along each side, at which a region is looked up
+_MOST = 10_000  # pixels of a region that are looked up one by one
 Mask = np.ndarray[Any, Any]
 
 
@@ -128,30 +130,54 @@ def pixel_logits(output: Any) -> Tensor:
 
 
 def _at_point(point: Sequence[float], view: View, size: tuple[int, int]) -> Tensor:
-    x, y = point
+    x, y = checked_point(point)
     if not (0 <= x <= view.photo[0] and 0 <= y <= view.photo[1]):
         raise TargetError(
             f"the point {x:g}, {y:g} lies outside the photograph of {view.photo[0]} x {view.photo[1]} pixels"
         )
-    column, row = view.to_input(x, y)
-    column, row = column * size[1] / view.input[0], row * size[0] / view.input[1]
-    if not (0 <= column <= size[1] and 0 <= row <= size[0]):
+    cell = _cell((x, y), view, size)
+    if cell is None:
         raise TargetError(f"the point {x:g}, {y:g} was cut off before the model; it saw {_window(view)}")
     found = torch.zeros(size)
-    found[min(int(row), size[0] - 1), min(int(column), size[1] - 1)] = 1
+    found[cell] = 1
     return found
+
+
+def _cell(point: tuple[float, float], view: View, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Row and column of the cell of the output that holds a point of the photograph; None where that was cut off."""
+    column, row = view.to_input(*point)
+    column, row = column * size[1] / view.input[0], row * size[0] / view.input[1]
+    if not (0 <= column <= size[1] and 0 <= row <= size[0]):
+        return None
+    return min(int(row), size[0] - 1), min(int(column), size[1] - 1)
+
+
+def checked_point(point: Any) -> tuple[float, float]:
+    """A point on the photograph, or a sentence about what is wrong with it."""
+    try:
+        x, y = (float(one) for one in point)
+    except (TypeError, ValueError):
+        raise TargetError(f"{point!r} is no point; expected (x, y) in pixels") from None
+    return x, y
 
 
 def _in_box(box: Sequence[float], view: View, size: tuple[int, int]) -> Tensor:
     left, top, right, bottom = checked_box(box, view)
     width, height = view.photo
+    # What lies beyond the photograph is a border that the preprocessing added.
+    left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
 
     def inside(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.asarray((x >= left) & (x <= right) & (y >= top) & (y <= bottom))
 
     found = _looked_up(inside, view, size)
-    if not found.any():  # smaller than a cell
-        return _at_point((min((left + right) / 2, width), min((top + bottom) / 2, height)), view, size)
+    if not found.any():  # smaller than a cell, or not seen
+        middle = (left + right) / 2, (top + bottom) / 2
+        if _cell(middle, view, size) is None:
+            raise TargetError(
+                f"the box {left:g}, {top:g}, {right:g}, {bottom:g} was cut off before the model; it saw {_window(view)}"
+            )
+        return _at_point(middle, view, size)
     return found
 
 
@@ -171,6 +197,14 @@ def _in_region(region: Mask, view: View, size: tuple[int, int]) -> Tensor:
         return np.asarray(on & (region[rows, columns] > 0))
 
     found = _looked_up(inside, view, size)
+    if not found.any():  # smaller than a cell, or not seen: the cell that holds most of its pixels
+        y, x = (one + 0.5 for one in np.nonzero(region > 0))
+        step = 1 + len(x) // _MOST
+        cells = Counter(
+            cell for pixel in zip(x[::step], y[::step], strict=True) if (cell := _cell(pixel, view, size)) is not None
+        )
+        for cell, _ in cells.most_common(1):
+            found[cell] = 1
     if not found.any():
         raise TargetError(f"the region lies where the model never looked; it saw {_window(view)}")
     return found

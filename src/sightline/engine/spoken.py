@@ -14,7 +14,7 @@ from sightline.engine import boxes, regions
 from sightline.engine.asked import Asked, Target, TargetSpec
 from sightline.engine.likeness import similarity
 from sightline.engine.targets import above, binary, log_probability, regression, resolve
-from sightline.engine.tasks import task_of
+from sightline.engine.tasks import refuse, task_of
 from sightline.errors import TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.view import View
@@ -33,9 +33,10 @@ def spoken(text: str, *, files: bool = True) -> TargetSpec:
     how, colon, rest = text.partition(":")
     if colon and how == "like" and not files:
         raise TargetError(_NO_FILES)
+    if colon and how == "above":
+        return _share(rest.strip())
     if colon and how in _HOW:
-        target = _HOW[how](rest.strip())
-        return _unless_a_class(text, target) if callable(target) and not hasattr(target, "every") else target
+        return _unless_a_class(text, _HOW[how](rest.strip()))
     if text in ("for", "against"):
         return _unless_a_class(text, binary(text == "for"))
     if text in ("up", "down"):
@@ -59,19 +60,27 @@ def _share(text: str) -> Target:
         raise TargetError(f"above:{text[:60]}; expected a probability, such as above:0.5") from None
 
 
-def _word(text: str) -> TargetSpec:
-    return _number(text, "word") - 1 if text.isdecimal() else text
+def _word(text: str) -> Target:
+    number = _number(text, "word") if text.isdecimal() else None
+    if number == 0:
+        raise TargetError("word:0; expected a number from 1, such as word:1")
+
+    def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        if task_of(adapter, output) != "words":
+            refuse(adapter, output, "word")
+        return resolve(text if number is None else number - 1, adapter, output, image, view)
+
+    return _of_model(resolved)
 
 
 _NO_FILES = "files are named on the command line or in Python; here a target is a class, a point @X,Y or a box @LEFT,TOP,RIGHT,BOTTOM"
-_HOW: dict[str, Callable[[str], TargetSpec]] = {
+_HOW: dict[str, Callable[[str], Target]] = {
     "log": lambda name: log_probability(int(name) if name.isdecimal() else name or None),
     "up": lambda name: regression(int(name) if name.isdecimal() else name or None),
     "down": lambda name: regression(int(name) if name.isdecimal() else name or None, up=False),
     "like": lambda file: similarity(file),
     "instance": lambda number: boxes.instance(_number(number, "instance")),
     "word": _word,
-    "above": _share,
 }
 
 

@@ -18,6 +18,7 @@ from sightline.models.adapter import Adapter
 from sightline.models.outputs import described, taking
 from sightline.models.view import View
 
+SEVERAL = "`above` stands for several targets; give it to sightline.compare, which shows them side by side"
 NO_GRADIENT = "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
 
 
@@ -44,12 +45,19 @@ def margin(of: int | str | None, over: int | str) -> Target:
             raise TargetError(f"a margin needs two different classes, not twice {of}")
         plain = difference(of, over)
         plain.__name__ = f"class {of} rather than class {over}"
+
+        def known(adapter: Adapter, output: Any, _image: int, _view: View | None) -> Asked:
+            _check_has_classes(adapter, output)
+            return Asked(plain, None, plain.__name__)
+
+        plain.resolved = known  # type: ignore[attr-defined]
         return plain
 
     def unnamed(_output: Any) -> Tensor:
         raise TargetError("a margin by names needs a model that knows them; give numbers")
 
     def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
+        _check_has_classes(adapter, output, but="regression")
         one, other = (resolve(spec, adapter, output, image, view) for spec in (of, over))
         if one.index is None or other.index is None or one.index == other.index:
             raise TargetError(f"a margin needs two different classes, not {one.label!r} and {other.label!r}")
@@ -59,16 +67,23 @@ def margin(of: int | str | None, over: int | str) -> Target:
     return unnamed
 
 
+def _check_has_classes(adapter: Adapter, output: Any, but: str = "") -> None:
+    if task_of(adapter, output) in ("embedding", "segmentation", "detection", but):
+        refuse(adapter, output, "margin between two classes")
+
+
 def log_probability(of: int | str | None) -> Target:
     """Natural logarithm of a class's probability: softmax over classes, a sigmoid for one output or for labels of their own."""
 
-    def score(index: int, independent: bool) -> Target:
+    def score(index: int, task: str) -> Target:
         def log(output: Any) -> Tensor:
             logits = table(output)
+            if task == "words":
+                return logits[:, index]
             # A model with its softmax inside has returned probabilities already.
-            if is_normalised(logits):
+            if _are_probabilities(logits, task):
                 return logits.clamp_min(1e-30)[:, index].log()
-            if independent or logits.shape[1] == 1:
+            if task == "labels" or logits.shape[1] == 1:
                 return torch.nn.functional.logsigmoid(logits)[:, index]
             return logits.log_softmax(dim=1)[:, index]
 
@@ -81,12 +96,9 @@ def log_probability(of: int | str | None) -> Target:
 def probability(of: int | str | None) -> Target:
     """Probability of a class; its gradient vanishes near 1, where `log_probability` is better."""
 
-    def score(index: int, independent: bool) -> Target:
+    def score(index: int, task: str) -> Target:
         def chance(output: Any) -> Tensor:
-            logits = table(output)
-            if is_normalised(logits):
-                return logits[:, index]
-            return (logits.sigmoid() if independent or logits.shape[1] == 1 else logits.softmax(dim=1))[:, index]
+            return _as_probabilities(table(output), None, task)[:, index]
 
         chance.__name__ = f"probability of class {index}"
         chance.is_probability = True  # type: ignore[attr-defined]
@@ -95,7 +107,7 @@ def probability(of: int | str | None) -> Target:
     return _of_class(of, "probability of", score)
 
 
-def _of_class(of: int | str | None, what: str, score: Callable[[int, bool], Target]) -> Target:
+def _of_class(of: int | str | None, what: str, score: Callable[[int, str], Target]) -> Target:
     """A function of one class: ready where its number is known, else once there is a model."""
     if isinstance(of, int):
         _check_index(of)
@@ -104,15 +116,15 @@ def _of_class(of: int | str | None, what: str, score: Callable[[int, bool], Targ
         one = resolve(of, adapter, output, image, view)
         if one.index is None:
             refuse(adapter, output, f"{what} a class")
-        return Asked(score(one.index, task_of(adapter, output) == "labels"), None, f"{what} {one.label}")
+        return Asked(score(one.index, task_of(adapter, output)), None, f"{what} {one.label}")
 
     def plain(output: Any) -> Tensor:
         if not isinstance(of, int):
             raise TargetError(f"the {what} a name needs a model that knows it; give its number")
-        return score(of, False)(output)
+        return score(of, "")(output)
 
     if isinstance(of, int):
-        known = score(of, False)
+        known = score(of, "")
         plain.__name__ = known.__name__
         plain.is_probability = getattr(known, "is_probability", False)  # type: ignore[attr-defined]
     plain.resolved = resolved  # type: ignore[attr-defined]
@@ -196,9 +208,7 @@ def above(share: float = 0.5) -> Target:
         return found
 
     def unresolved(_output: Any) -> Tensor:
-        raise TargetError(
-            "`above` stands for several targets; give it to sightline.compare, which shows them side by side"
-        )
+        raise TargetError(SEVERAL)
 
     unresolved.every = every  # type: ignore[attr-defined]
     return unresolved
@@ -232,20 +242,21 @@ def probabilities(output: Any, task: str = "") -> Tensor:
 
 def probability_like(index: int, first: Any, task: str = "") -> Target:
     """The probability of a class, read off every output as off the first: `probabilities` decides anew for each."""
-    inside = _are_probabilities(table(first).detach())
+    inside = _are_probabilities(table(first).detach(), task)
     return lambda output: _as_probabilities(table(output), inside, task)[:, index]
 
 
 def _as_probabilities(logits: Tensor, inside: bool | None, task: str) -> Tensor:
     if task == "words":
         return logits.exp()
-    if _are_probabilities(logits) if inside is None else inside:
+    if _are_probabilities(logits, task) if inside is None else inside:
         return logits
     return logits.sigmoid() if task == "labels" or logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
-def _are_probabilities(logits: Tensor) -> bool:
-    return logits.shape[1] > 1 and (is_normalised(logits) or are_independent(logits))
+def _are_probabilities(logits: Tensor, task: str) -> bool:
+    # Labels that add up to 1 do so by chance.
+    return logits.shape[1] > 1 and (are_independent(logits) or (task != "labels" and is_normalised(logits)))
 
 
 def is_normalised(logits: Tensor) -> bool:

@@ -173,7 +173,7 @@ def adapt(
     if explained is not None or others is not None:
         module, note = holding(module, explained, others or {})
         notes = (*notes, note)
-    dense = detector(module) if not layers else None
+    dense = detector(module)
     if isinstance(layers, str) or (layers is not None and len(layers) != 1):
         raise ModelError(f"layers={layers!r}; expected a list of one layer name, such as ['layer4']")
     if grid is not None and not _is_size(grid):
@@ -181,8 +181,9 @@ def adapt(
     chosen, reason = (layers[0], "given") if layers else (None, "")
     if chosen is not None:
         submodule(module, chosen)
-    if dense is not None and dense.levels:
-        chosen, reason = dense.levels[-1], dense.reason
+    levels = dense.levels if dense is not None and chosen is None else ()
+    if dense is not None and levels:
+        chosen, reason = levels[-1], dense.reason
     if chosen is None and take is not None:
         of = bands_of(take)
         x, _ = take(Image.new("RGB", (256, 256), (124, 116, 104)) if of is None else plain(of, 256))
@@ -208,7 +209,7 @@ def adapt(
         logits=logits or unwrap,
         grid=grid,
         task=task or ("detection" if dense else ""),
-        levels=dense.levels if dense else (),
+        levels=levels,
         covers=dense.covers if dense else None,
         provenance={"source": "user's module", "class": f"{type(module).__module__}.{type(module).__qualname__}"},
         notes=notes,

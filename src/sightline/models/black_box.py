@@ -41,6 +41,11 @@ class BlackBox(nn.Module):
         """Pictures (N, C, H, W) -> scores (N, K) or (N, K, h, w) where the pictures are and in their type, or what was found in each."""
         with torch.no_grad():
             given = self.held.function(x.detach())
+            if isinstance(given, Mapping) and given and all("loss" in str(part) for part in given):
+                raise ModelError(
+                    f"{self.name} returned losses ({', '.join(map(str, list(given)[:4]))}) and no boxes: its model is in training mode. "
+                    "Call model.eval() first"
+                )
             if isinstance(given, list | tuple) and given and isinstance(given[0], Mapping):
                 return self._boxes(given, x)
             scores = _as_tensor(given, self.name).to(x)
@@ -74,10 +79,11 @@ class BlackBox(nn.Module):
                     f"{self.name} gave a mapping without {' and '.join(missing)}; expected boxes (N, 4) in pixels of the input, labels (N,) and scores (N,)"
                 )
             parts = {part: _as_tensor(value, self.name).to(x) for part, value in one.items() if part in _OF_BOXES}
-            count = len(parts["scores"])
-            wrong = [part for part, value in parts.items() if len(value) != count and value.numel()]
-            parts["boxes"] = parts["boxes"].reshape(-1, 4) if parts["boxes"].numel() == 0 else parts["boxes"]
-            if wrong or parts["boxes"].shape != (count, 4) or parts["scores"].dim() != 1:
+            count = len(parts["scores"]) if parts["scores"].dim() == 1 else -1
+            if count == 0:  # an empty list tells no shape
+                parts["boxes"] = parts["boxes"].reshape(-1, 4) if parts["boxes"].numel() == 0 else parts["boxes"]
+            wrong = [part for part, value in parts.items() if value.dim() == 0 or len(value) != count]
+            if wrong or parts["boxes"].shape != (count, 4) or parts["labels"].dim() != 1:
                 shapes = ", ".join(f"{part} {tuple(value.shape)}" for part, value in parts.items())
                 raise ModelError(f"{self.name} gave {shapes}; expected boxes (N, 4), labels (N,) and scores (N,)")
             if not all(bool(value.isfinite().all()) for value in parts.values()):

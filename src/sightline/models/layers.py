@@ -185,6 +185,7 @@ def layout(
     output: Tensor,
     logits: Logits = unwrap,
     size: tuple[int, int] | None = None,
+    covers: tuple[int, int] | None = None,
 ) -> Layout | None:
     """How a layer's output holds the grid of an input; None where it holds none.
 
@@ -198,13 +199,15 @@ def layout(
         output: of the layer.
         logits: as for `choose`.
         size: (h, w) of the grid where the user named it.
+        covers: (width, height) of the input that its grids cover, where the model pads it.
     """
     shape, key = tuple(output.shape), (name, tuple(x.shape[2:]), size)
     known = _known(model)
     one = known.get(key)
     if one is not None and one.fits(shape, len(x)):
         return one
-    readings = possible(shape, x.shape, size=size)
+    picture = x.shape if covers is None else (*x.shape[:2], covers[1], covers[0])
+    readings = possible(shape, picture, size=size)
     module = submodule(model, name)
     square = len(shape) == 4 and shape[2] == shape[3]
     doubt = _mixes(model) and (len(readings) > 1 or square) and not _is(module, _MAPS)

@@ -115,7 +115,7 @@ def test_the_table_of_metrics_is_the_registrys() -> None:
     assert made["table"]() in page, "run: python docs/metric_pages.py"
 
 
-@pytest.mark.parametrize("page", ["metrics.md", "trust.md", "evaluation.md", "black-boxes.md"])
+@pytest.mark.parametrize("page", ["metrics.md", "trust.md", "evaluation.md", "black-boxes.md", "tasks.md"])
 def test_python_in_the_pages_runs(folder: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))  # a page may register a metric
     run_page(page)

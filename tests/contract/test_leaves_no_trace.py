@@ -129,7 +129,7 @@ CASES: dict[str, tuple[str, dict[str, Any], type[BaseException] | None]] = {
 # What a method that looks at activations alone never meets.
 _BEYOND = ("target raises", "Ctrl-C in backward", "Ctrl-C in the target")
 # Methods that ask for scores and never for a gradient.
-_NO_GRADIENT = ("ablation-cam", "recipro-cam", "score-cam", "ss-cam", "is-cam", "occlusion", "rise", "lime")
+_NO_GRADIENT = ("ablation-cam", "recipro-cam", "score-cam", "ss-cam", "is-cam", "occlusion", "rise", "d-rise", "lime")
 
 
 def _expected(method: str, case: str) -> AbstractContextManager[Any]:

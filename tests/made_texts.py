@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as hugging
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
@@ -255,3 +257,14 @@ def saved(folder: Path, module: Any, processor: Any) -> Path:
     module.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def exact(picture: Image.Image) -> Tensor:
+    """Grey is exactly 0: a hand-set network tells nothing from something."""
+    values = np.asarray(picture.convert("RGB").resize((48, 48), Image.Resampling.NEAREST), np.float32)
+    return torch.from_numpy(np.where(np.abs(values - 127.5) < 1, 127.5, values) / 127.5 - 1).permute(2, 0, 1).float()
+
+
+def drawn(x: Tensor) -> Image.Image:
+    values = ((x.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+    return Image.fromarray(values).resize((288, 288), Image.Resampling.NEAREST)

@@ -170,22 +170,11 @@ def test_tasks_of_networks_without_training_are_found() -> None:
             assert sightline.explain(looked).raw.ndim == 2
 
 
-def _exact(picture: Image.Image) -> Tensor:
-    """Grey is exactly 0: a hand-set network tells nothing from something."""
-    values = np.asarray(picture.convert("RGB").resize((48, 48), Image.Resampling.NEAREST), np.float32)
-    return torch.from_numpy(np.where(np.abs(values - 127.5) < 1, 127.5, values) / 127.5 - 1).permute(2, 0, 1).float()
-
-
-def _drawn(x: Tensor) -> Image.Image:
-    values = ((x.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
-    return Image.fromarray(values).resize((288, 288), Image.Resampling.NEAREST)
-
-
 def test_the_words_of_an_answer_are_explained_one_by_one() -> None:
-    from made_texts import BOTH, RED_PLACES, llava, llava_processor
+    from made_texts import BOTH, RED_PLACES, drawn, exact, llava, llava_processor
 
-    model = sightline.answering(llava(), llava_processor(), "what is this ?", preprocess=_exact)
-    picture = _drawn(BOTH)
+    model = sightline.answering(llava(), llava_processor(), "what is this ?", preprocess=exact)
+    picture = drawn(BOTH)
     looked = sightline.look(picture, model)
     assert [one.label for one in looked.predictions] == ["red"]
     assert 0 < looked.predictions[0].probability <= 1
@@ -201,10 +190,10 @@ def test_the_words_of_an_answer_are_explained_one_by_one() -> None:
 
 
 def test_prompts_are_classes_of_one_flow() -> None:
-    from made_texts import BLUE_PLACES, BOTH, PROMPTS, RED_PLACES, clip, tokenizer
+    from made_texts import BLUE_PLACES, BOTH, PROMPTS, RED_PLACES, clip, drawn, exact, tokenizer
 
-    model = sightline.zero_shot(clip(), tokenizer(), list(PROMPTS), preprocess=_exact)
-    maps = sightline.compare(_drawn(BOTH), model, methods=["hires-cam"], targets=list(PROMPTS))
+    model = sightline.zero_shot(clip(), tokenizer(), list(PROMPTS), preprocess=exact)
+    maps = sightline.compare(drawn(BOTH), model, methods=["hires-cam"], targets=list(PROMPTS))
     for heat, places in zip(maps, (RED_PLACES, BLUE_PLACES), strict=True):
         row, column = np.unravel_index(int(heat.raw.argmax()), heat.raw.shape)
         assert (row, column) in places

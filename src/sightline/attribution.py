@@ -132,7 +132,7 @@ def attribute(
         names = layers_for([chosen], adapter, layer)
         levels = bool(adapter.levels) and names == [None]
         names = list(adapter.levels) if levels else names
-        seen = _under(chosen, adapter, x, []) if names == [INPUT] else run_once(adapter, x, names)
+        seen = _under(chosen, adapter, x, []) if names == [INPUT] else run_once(adapter, x, names, some=levels)
     whole = View.of_input(seen[0].input.shape[-1], seen[0].input.shape[-2])
     asked = per_image(target, adapter, seen[0].output, len(seen[0].activations), whole)
     captured = toward_all([chosen], seen, asked, levels)

@@ -212,7 +212,7 @@ def compare(
         chosen = [find(default(known)) if one.name == default(adapter) else one for one in chosen]
     targets = expanded(targets, adapter, seen[0].output)
     asked = [per_image(target, adapter, seen[0].output, 1, looked.view) for target in targets]
-    levels = bool(adapter.levels) and len(seen) == len(adapter.levels) and not looked.named
+    levels = not looked.named and seen[0].layer in adapter.levels
     captures = [toward_all(chosen, seen, one, levels) for one in asked]
     budget.spend(0 if isinstance(image, Look) else 1)
     found: list[Heatmap] = []
@@ -264,7 +264,8 @@ def look(image: Source, model: Model = "bundled", *, layer: str | Sequence[str] 
     if adapter.settled is not None:
         adapter = adapter.settled(x)
     names = sweep(adapter.module, x, adapter.folded, logits=adapter.logits) if layer == "all" else layer_names(layer)
-    seen = run_once(adapter, x, list(adapter.levels) if adapter.levels and layer is None else names)
+    levels = bool(adapter.levels) and layer is None
+    seen = run_once(adapter, x, list(adapter.levels) if levels else names, some=levels)
     said = predictions_of(adapter, seen[0], view=view)
     return Look(adapter, photo, meta, view, tuple(seen), said, named=layer is not None)
 

@@ -167,7 +167,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
 
     with gr.Blocks(title="Why did the model say that?", analytics_enabled=False, delete_cache=SWEPT_S) as page:
         gr.Markdown(
-            "# Why did the model say that?\nChoose a picture, then click any class. The picture stays on the computer that runs this page."
+            "# Why did the model say that?\nChoose a picture, then click what the model says of it. The picture stays on the computer that runs this page."
         )
         mode = gr.State("one")
         history = gr.State([])

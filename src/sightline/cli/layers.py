@@ -24,19 +24,22 @@ def run(
     """List the layers that give a grid, with their sizes, and the default one with its reason."""
     with waiting("running the model once"):
         from sightline.models.adapter import no_layers
-        from sightline.models.layers import candidates, choose
+        from sightline.models.dense import choose_layer, detector
+        from sightline.models.layers import candidates
         from sightline.models.load import sample_input
 
         adapter = model.called(named).built()
         if adapter.black_box:
             raise LayerError(no_layers(adapter))
         module, x = adapter.module.eval(), sample_input(adapter)
-        found = candidates(module, x, adapter.logits)
+        known = detector(module)
+        found = candidates(module, x, adapter.logits, mark=False)
         try:
             given = (adapter.layer, adapter.layer_reason) if adapter.layer else None
-            chosen, reason = given or choose(module, x, adapter.logits)
-            found = [replace(one, chosen=one.name == chosen) for one in found]
-            reason = f"default: {chosen}, {reason}"
+            chosen, reason = given or choose_layer(module, x, adapter.logits, known=known)
+            levels = known.levels if known and known.levels and not given else (chosen,)
+            found = [replace(one, chosen=one.name in levels) for one in found]
+            reason = f"default: {chosen if len(levels) == 1 else 'one of the marked'}, {reason}"
         except LayerError as error:
             reason = f"no default: {error}"
     shown = [one for one in found if every or one.chosen or one.name.count(".") < 2]

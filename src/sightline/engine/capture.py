@@ -69,10 +69,12 @@ class _View(Exception):
     """A layer hands on a part of a larger tensor, which can't be exchanged in place: the graph must begin before it."""
 
 
-def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,)) -> list[Capture]:
+def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,), some: bool = False) -> list[Capture]:
     """Runs the model once on x (B, C, H, W) and keeps what the layers said; None is the adapter's own layer.
 
     The layer "input" is x itself, unless the model has one of that name. Of a black box there is no other, and no gradient.
+
+    With `some`, layers without a grid are left out, if others have one.
 
     Works inside the caller's `no_grad`, `inference_mode` and autocast (which is off meanwhile), with frozen parameters,
     and leaves the model as it is.
@@ -93,7 +95,14 @@ def capture(adapter: Adapter, x: Tensor, layers: Sequence[str | None] = (None,))
         ):
             # The model switches gradients off in a part of itself (a frozen backbone): begin outside of that.
             seen, output, x = _forward(adapter, x, names, trunk_graph=True)
-    return [_captured(adapter, name, seen, output, x) for name in names]
+    found = []
+    for name in names:
+        try:
+            found.append(_captured(adapter, name, seen, output, x))
+        except LayerError:  # as the coarsest level of a pyramid, which of a small picture has one cell
+            if not some or (name == names[-1] and not found):
+                raise
+    return found
 
 
 def toward(

@@ -26,6 +26,10 @@ def similarity(other: Source) -> Target:
             the model once, without a graph.
     """
 
+    known: list[
+        tuple[Adapter, Any, str, Tensor]
+    ] = []  # of one model after the other: a batch asks for each of its pictures
+
     def resolved(adapter: Adapter, output: Any, image: int, view: View | None) -> Asked:
         task = task_of(adapter, output)
         if task == "classes" and not adapter.task:
@@ -37,6 +41,9 @@ def similarity(other: Source) -> Target:
             refuse(adapter, output, "embedding to compare with another picture's")
         if adapter.preprocess is None:
             raise ModelError(f"{adapter.name} comes without preprocessing, so that no photograph can be compared with")
+        if known and known[-1][0] is adapter:
+            _, photo, name, there = known[-1]
+            return asked(photo, name, there)
         photo, meta = read_image(other)
         x = like_weights(adapter.preprocess(photo)[0][None], adapter.module)
         with isolated(x), torch.no_grad():
@@ -44,10 +51,14 @@ def similarity(other: Source) -> Target:
         if not there.isfinite().all():
             raise NonFiniteError(f"NaN or infinity in the embedding of {meta['name']}", (0,))
 
+        known[:] = [(adapter, photo, meta["name"], there)]
+        return asked(photo, meta["name"], there)
+
+    def asked(photo: Any, name: str, there: Tensor) -> Asked:
         def score(output: Any) -> Tensor:
             return torch.cosine_similarity(embedding(output), there.to(embedding(output)), dim=1)
 
-        return Asked(score, None, f"like {Path(meta['name']).name}", mark=Mark(picture=photo))
+        return Asked(score, None, f"like {Path(name).name}", mark=Mark(picture=photo))
 
     def unresolved(_output: Any) -> Tensor:
         raise TargetError("a comparison needs the model beside its output; give it as a target")

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import os
 import random
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -522,3 +523,17 @@ def live_tensors() -> int:
     """How many tensors exist now."""
     gc.collect()
     return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, or a skip where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("there is no chromium on this machine")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as running:
+        found = running.chromium.launch(executable_path=program, args=flags)
+        yield found
+        found.close()

@@ -24,8 +24,6 @@ from sightline.errors import OutputError
 from sightline.render.overlay import overlay
 
 DEMO = Path(sightline.__file__).parent / "data" / "demo"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CLASSES = ("tabby", "cock", "goldfish")
 
 
@@ -345,17 +343,6 @@ def test_500_pictures_fit_into_10_mb(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- in a real browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    with playwright.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
 
 
 @pytest.fixture

@@ -544,7 +544,7 @@ def test_a_picture_without_a_box_is_refused(target: Any, said: str) -> None:
     [
         (sightline.box((8, 8, 8, 20)), "the box 8, 8, 8, 20 is empty"),
         (sightline.box((9, 8, 8, 20)), "the box 9, 8, 8, 20 is empty"),
-        (sightline.box((float("nan"), 8, 8, 20)), "the box nan, 8, 8, 20 is none"),
+        (sightline.box((float("nan"), 8, 8, 20)), "the box nan, 8, 8, 20 is empty"),
         (sightline.box((float("-inf"), 8, float("inf"), 20)), "the box -inf, 8, inf, 20 is none; expected pixels"),
         (sightline.box((-1e308, 8, 1e308, 20)), "is none; expected pixels"),
         (sightline.box((32, 8, 48, 20)), "the box 32, 8, 48, 20 lies outside the photograph of 32 x 32 pixels"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,13 @@ def test_what_is_no_target_says_what_was_expected(text: str, said: str) -> None:
 def test_a_form_that_the_model_does_not_have_says_what_it_has(task: str, text: str, said: str) -> None:
     with pytest.raises(TargetError, match=said):
         explained(spoken(text), MODELS[task]())
+
+
+def test_a_text_of_spaces_is_read_in_no_time() -> None:
+    began = time.perf_counter()
+    with pytest.raises(TargetError, match="expected a point"):
+        spoken("@1" + " " * 300_000 + "x", files=False)
+    assert time.perf_counter() - began < 2
 
 
 def test_a_mask_of_a_name_that_no_file_can_have_is_said() -> None:

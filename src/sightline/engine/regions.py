@@ -229,7 +229,7 @@ def checked_box(box: Any, view: View) -> Corners:
     except (TypeError, ValueError):
         raise TargetError(f"{box!r} is no box; expected (left, top, right, bottom) in pixels") from None
     width, height = view.photo
-    if not all(abs(one) <= _FARTHEST for one in (left, top, right, bottom)):
+    if any(abs(one) > _FARTHEST for one in (left, top, right, bottom)):
         raise TargetError(
             f"the box {left:g}, {top:g}, {right:g}, {bottom:g} is none; expected pixels of the photograph"
         )

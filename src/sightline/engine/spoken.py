@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,9 +93,8 @@ _HOW: dict[str, Callable[[str], Target]] = {
 def _at(name: str | None, place: str, files: bool) -> Target:
     """A class, or what is there, at a point, in a box or in a region."""
     label = _class_of(name or "")
-    numbers = re.split(r"\s*,\s*", place)
     try:
-        values = [float(one) for one in numbers]
+        values = [float(one) for one in place.split(",")]
     except ValueError:
         values = []
     if len(values) == 2:

@@ -32,7 +32,7 @@ from sightline.attribution import (
 from sightline.concept import Concepts, Evoked
 from sightline.data.images import ImageMeta, Source
 from sightline.engine.asked import Asked, TargetSpec
-from sightline.engine.boxes import in_order
+from sightline.engine.boxes import checked_found, in_order
 from sightline.engine.capture import Capture
 from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB, Budget, Progress, Together, probe
@@ -364,7 +364,7 @@ def predictions_of(
 
 
 def _boxes(adapter: Adapter, seen: Capture, count: int, view: View | None) -> tuple[Prediction, ...]:
-    found = seen.output[0]
+    found = checked_found(adapter, seen.output, 0)
     said = []
     for at in in_order(found)[:count]:
         corners = found["boxes"][at].tolist()

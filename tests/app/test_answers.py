@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -25,6 +26,7 @@ from sightline.app.answers import (
     look_at,
     predictions,
 )
+from sightline.app.page import NAMES, _question
 from sightline.errors import ImageError, LayerError, MethodError, ModelError, SightlineError, TargetError
 from sightline.models.given import Given
 from sightline.models.load import build, load_model
@@ -170,3 +172,28 @@ def test_a_picture_that_is_none_is_said_and_the_next_is_answered(offer: Offer, t
     with pytest.raises(ImageError):
         ask(offer, Question(str(broken)))
     assert ask(offer, Question(CAT)).maps
+
+
+def test_a_visitor_can_not_have_thousands_of_prompts_read() -> None:
+    read: list[Any] = []
+
+    def prompted(prompts: Any) -> sightline.Adapter:
+        read.append(prompts)
+        return offered
+
+    offered = dataclasses.replace(load_model("bundled"), prompted=prompted)
+    offer = Offer({"reads": offered})
+    offer.adapter("reads", ("a cat", "a dog"))
+    for prompts in (tuple(map(str, range(101))), ("x" * 4001, "a dog")):
+        with pytest.raises(ModelError, match="expected at most 100 of 4,000"):
+            offer.adapter("reads", prompts)
+    assert read == [("a cat", "a dog")]
+
+
+@pytest.mark.parametrize("sent", [None, 5, True, [], ["a", 5, ["b"]], {"a": {"b": []}}, "x" * 10**6])
+def test_a_control_that_holds_anything_makes_a_question_that_can_be_answered(offer: Offer, sent: Any) -> None:
+    question = _question(*[sent] * len(NAMES))
+    hash(question)
+    assert sum(len(str(one)) for one in vars(question).values()) < 2 * len(NAMES) * 16_000
+    with pytest.raises(SightlineError):
+        ask(offer, dataclasses.replace(question, picture=str(CAT)))

@@ -545,6 +545,8 @@ def test_a_picture_without_a_box_is_refused(target: Any, said: str) -> None:
         (sightline.box((8, 8, 8, 20)), "the box 8, 8, 8, 20 is empty"),
         (sightline.box((9, 8, 8, 20)), "the box 9, 8, 8, 20 is empty"),
         (sightline.box((float("nan"), 8, 8, 20)), "the box nan, 8, 8, 20 is empty"),
+        (sightline.box((float("-inf"), 8, float("inf"), 20)), "the box -inf, 8, inf, 20 is none; expected pixels"),
+        (sightline.box((-1e308, 8, 1e308, 20)), "is none; expected pixels"),
         (sightline.box((32, 8, 48, 20)), "the box 32, 8, 48, 20 lies outside the photograph of 32 x 32 pixels"),
         (sightline.box((-9, -9, 0, 0)), "the box -9, -9, 0, 0 lies outside"),
         (sightline.box((1, 2, 3)), "is no box; expected"),  # type: ignore[arg-type]
@@ -634,6 +636,33 @@ def test_a_module_that_says_nonsense_of_boxes_is_refused(
     x = torch.rand(2, 3, 32, 32)
     with pytest.raises(error, match=said):
         sightline.attribute(x, model(Answering(answer)), method="hires-cam", target=target)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"labels": ["cat", "dog"]}, "gave labels as list; expected tensors"),
+        ({"boxes": [[0, 0, 1, 1], [1, 1, 2, 2]]}, "gave boxes as list; expected tensors"),
+        ({"scores": None}, "gave scores as NoneType; expected tensors"),
+        ({"masks": torch.rand(2, 5)}, r"masks \(2, 5\); expected .* masks \(N, H, W\)"),
+        ({"masks": torch.rand(7, 1, 32, 32)}, r"masks \(7, 1, 32, 32\); expected .* masks \(N, H, W\)"),
+        ({"probabilities": torch.rand(2)}, r"probabilities \(2,\); expected .* probabilities \(N, K\)"),
+        ({"objectness": torch.rand(5)}, r"objectness \(5,\); expected .* objectness \(N,\)"),
+    ],
+)
+def test_a_module_whose_boxes_have_another_form_is_told_so(parts: dict[str, Any], said: str) -> None:
+    net = Answering(lambda found: [{**one, **parts} for one in found])
+    for method in ("hires-cam", "d-rise"):
+        with pytest.raises(ModelError, match=said):
+            sightline.explain(
+                noise(), model(net), method=method, options={"samples": 4} if method == "d-rise" else None
+            )
+
+
+def test_a_box_that_reaches_far_beyond_the_photograph_is_drawn_at_its_edge() -> None:
+    one = asked(None, net=Answering(changed(boxes=lambda boxes: boxes * 1e30)))
+    assert one.panel().width > one.photo.width
+    assert one.overlay().size == one.photo.size
 
 
 def test_the_map_of_a_score_that_does_not_depend_on_the_picture_is_empty_and_says_so() -> None:

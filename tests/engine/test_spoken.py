@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,14 @@ def test_a_class_that_is_called_as_a_form_is_meant_where_the_model_has_it(word: 
         ("cat@there", "@there; expected a point"),
         ("@1;2", "@1;2; expected a point"),
         ("@" + "9" * 5000, "expected a point"),
+        ("instance:" + "9" * 5000, "expected a number from 1"),
+        *((form % ("9" * 5000), "has no class '999") for form in ("log:%s", "up:%s", "down:%s", "%s@1,2")),
+        ("word:" + "9" * 5000, "expected a number from 1"),
     ],
 )
 def test_what_is_no_target_says_what_was_expected(text: str, said: str) -> None:
     with pytest.raises(TargetError, match=said) as error:
-        explained(spoken(text), MODELS["classes"]())
+        explained(spoken(text), MODELS["segmentation" if text.endswith("9@1,2") else "classes"]())
     assert len(str(error.value)) < 400
 
 
@@ -185,6 +189,18 @@ def test_what_is_no_target_says_what_was_expected(text: str, said: str) -> None:
 def test_a_form_that_the_model_does_not_have_says_what_it_has(task: str, text: str, said: str) -> None:
     with pytest.raises(TargetError, match=said):
         explained(spoken(text), MODELS[task]())
+
+
+def test_a_text_of_spaces_is_read_in_no_time() -> None:
+    began = time.perf_counter()
+    with pytest.raises(TargetError, match="expected a point"):
+        spoken("@1" + " " * 300_000 + "x", files=False)
+    assert time.perf_counter() - began < 2
+
+
+def test_a_mask_of_a_name_that_no_file_can_have_is_said() -> None:
+    with pytest.raises(ImageError, match="can't be opened"):
+        spoken("cat@mask\x00.png")
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:

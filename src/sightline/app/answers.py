@@ -35,6 +35,7 @@ from sightline.render.panel import percent
 from sightline.trust import TrustCard
 
 _TOLD = 32  # lists of prompts that are kept
+MOST_PROMPTS, LONGEST_PROMPTS = 100, 4000  # and characters of all together, that a visitor may have read
 LARGEST = 2400  # pixels of the longer side of what is shown and saved
 MODES = ("one", "methods", "layers", "models")
 
@@ -111,6 +112,11 @@ class Offer:
         found = self.models[name] if name else next(iter(self.models.values()))
         if not prompts or found.prompted is None or prompts == found.labels:
             return found
+        if len(prompts) > MOST_PROMPTS or sum(map(len, prompts)) > LONGEST_PROMPTS:
+            raise ModelError(
+                f"these are {len(prompts):,} prompts of {sum(map(len, prompts)):,} characters together; expected at most "
+                f"{MOST_PROMPTS} of {LONGEST_PROMPTS:,}"
+            )
         key = (found.name, prompts)
         with self.lock:
             if key not in self.told:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.app.answers import (
+    LONGEST_PROMPTS,
     Offer,
     Question,
     as_data,
@@ -34,6 +35,7 @@ CHOSEN = "chosen by itself"
 NOTHING = "nothing"
 STOPPED = "stopped, as you asked"
 SWEPT_S = (600, 3600)  # how often uploads are looked through, and how old they may become
+_LONGEST = 4 * LONGEST_PROMPTS  # characters of what a control may hold; the browser sends fewer
 WAITING = 32  # visitors in the queue; the next one is told that it is full
 NAMES = ("picture", "mode", "model", "second", "target", "beside", "method", "methods", "layer", "prompts")
 TEMPLATE = """
@@ -108,7 +110,10 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             return problem(_short(error)), "", history, gr.skip()
         if question.mode == "one":
             line = _line(question, found.target)
-            history = [{"line": line, "values": list(values)}, *(one for one in history if one["line"] != line)][:20]
+            history = [
+                {"line": line, "values": [_held(one) for one in values]},
+                *(one for one in history if one["line"] != line),
+            ][:20]
         lines = gr.Radio(choices=[one["line"] for one in history], value=None)
         return as_data(found), as_python(question, found), history, lines
 
@@ -191,7 +196,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                     info="what to tell pictures apart by; click beside it when done",
                     lines=2,
                     max_lines=12,
-                    max_length=4000,
+                    max_length=LONGEST_PROMPTS,
                     visible=models[0] in reads,
                     elem_id="prompts",
                 )
@@ -280,7 +285,8 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
 
         def placed(event: Any, visit: str, history: Any, *values: Any, progress: Any = gr.Progress()) -> Any:  # noqa: B008
             """A box, a place or a word was clicked in the maps."""
-            given = dict(zip(NAMES, values, strict=True)) | {"target": str((event._data or {}).get("value", ""))[:200]}
+            sent = event._data if isinstance(event._data, dict) else {}
+            given = dict(zip(NAMES, values, strict=True)) | {"target": _held(sent.get("value"))}
             return given["target"], *show(history, list(given.values()), visit, progress)
 
         placed.__annotations__["event"] = gr.EventData
@@ -322,7 +328,9 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
             if not all(isinstance(one, str) for one in (class_name or "", method or "", model or "")):
                 raise gr.Error("class_name, method and model are texts", print_exception=False)
             try:
-                question = Question(picture, model=model or models[0], target=class_name or None, method=method or "")
+                question = Question(
+                    picture, model=model or models[0], target=_held(class_name) or None, method=method or ""
+                )
                 (found,) = ask(offer, question).maps
                 looked = look_at(offer, question.model, picture)
             except SightlineError as error:
@@ -354,20 +362,29 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
 
 
 def _question(*values: Any) -> Question:
-    """What the page's controls say, in the order of NAMES."""
-    given = dict(zip(NAMES, values, strict=True))
+    """What the page's controls say, in the order of NAMES; where something else was sent, what they say at first."""
+    given = dict(zip(NAMES, map(_held, values), strict=True))
+    texts = {name: value if isinstance(value, str) else "" for name, value in given.items()}
+    lines = dict.fromkeys(line.strip() for line in texts["prompts"].splitlines())
     return Question(
-        picture=given["picture"] or "",
-        mode=given["mode"],
-        model=given["model"],
-        second=given["second"] or "",
-        target=given["target"],
-        beside=None if given["beside"] in (None, "", NOTHING) else given["beside"],
-        method=given["method"],
-        methods=tuple(given["methods"]),
-        layer=None if given["layer"] in (None, "", CHOSEN) else given["layer"],
-        prompts=tuple(dict.fromkeys(line.strip() for line in (given["prompts"] or "").splitlines() if line.strip())),
+        picture=texts["picture"],
+        mode=texts["mode"],
+        model=texts["model"],
+        second=texts["second"],
+        target=texts["target"] or None,
+        beside=None if texts["beside"] in ("", NOTHING) else texts["beside"],
+        method=texts["method"],
+        methods=tuple(given["methods"] if isinstance(given["methods"], list) else ()),
+        layer=None if texts["layer"] in ("", CHOSEN) else texts["layer"],
+        prompts=tuple(line for line in lines if line),
     )
+
+
+def _held(value: Any) -> Any:
+    """What a control holds, a text or a list of some, and not endless: those that take custom values let through whatever is sent."""
+    if isinstance(value, list | tuple):
+        return [one[:_LONGEST] for one in value[:100] if isinstance(one, str)]
+    return value[:_LONGEST] if isinstance(value, str) else None
 
 
 def _line(question: Question, target: str) -> str:

@@ -405,7 +405,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[np.bool_
                 raise ImageError(f"{path} has {image.width} x {image.height} pixels; the limit is {MAX_PIXELS:,}")
             image.load()
             values = np.asarray(ImageOps.exif_transpose(image))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{path} can't be opened: {getattr(error, 'strerror', None) or error}") from error

@@ -110,19 +110,42 @@ def mask_overlap(own: Tensor, masks: Tensor) -> Tensor:
 def _found(adapter: Adapter, output: Any, image: int, what: str) -> Found:
     if task_of(adapter, output) != "detection":
         refuse(adapter, output, what)
+    return checked_found(adapter, output, image)
+
+
+def checked_found(adapter: Adapter, output: Any, image: int) -> Found:
+    """What a detector found in one picture, or a refusal of what is of another form: it may be any function of anybody's."""
     if image >= len(output):
         raise ModelError(
             f"{adapter.name} gave boxes of {len(output)} pictures, and was shown more; expected a mapping for each"
         )
     found = cast(Found, output[image])
-    parts = {part: found[part] for part in ("boxes", "labels", "scores")}
+    parts = {part: found[part] for part in _PARTS if part in found}
+    strange = [f"{part} as {type(value).__name__}" for part, value in parts.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ModelError(f"{adapter.name} gave {', '.join(strange)}; expected tensors")
     count = len(parts["scores"]) if parts["scores"].dim() == 1 else -1
-    if tuple(parts["boxes"].shape) != (count, 4) or tuple(parts["labels"].shape) != (count,):
+    if not all(_fits(part, tuple(value.shape), count) for part, value in parts.items()):
         shapes = ", ".join(f"{part} {tuple(value.shape)}" for part, value in parts.items())
-        raise ModelError(f"{adapter.name} gave {shapes}; expected boxes (N, 4), labels (N,) and scores (N,)")
-    if not all(bool(value.isfinite().all()) for value in parts.values()):
+        more = "".join(f", {part} {form}" for part, form in _FORMS.items() if part in parts)
+        raise ModelError(f"{adapter.name} gave {shapes}; expected boxes (N, 4), labels (N,) and scores (N,){more}")
+    if not all(bool(parts[part].isfinite().all()) for part in ("boxes", "labels", "scores")):
         raise NonFiniteError(f"NaN or infinity in the boxes that {adapter.name} gave", (image,))
     return found
+
+
+_FORMS = {"masks": "(N, H, W) or (N, 1, H, W)", "probabilities": "(N, K)", "objectness": "(N,)"}
+_PARTS = ("boxes", "labels", "scores", *_FORMS)
+
+
+def _fits(part: str, shape: tuple[int, ...], count: int) -> bool:
+    if part == "boxes":
+        return shape == (count, 4)
+    if part == "masks":
+        return shape[:1] == (count,) and (len(shape) == 3 or (len(shape) == 4 and shape[1] == 1))
+    if part == "probabilities":
+        return shape[:1] == (count,) and len(shape) == 2
+    return shape == (count,)
 
 
 def _class(spec: int | str, adapter: Adapter, found: Found) -> int:

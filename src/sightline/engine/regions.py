@@ -19,6 +19,7 @@ from sightline.models.view import View
 _BACKGROUND = ("background", "__background__", "unlabeled", "void")
 _FINE = 4  # places within a cell, along each side, at which a region is looked up
 _MOST = 10_000  # pixels of a region that are looked up one by one
+_FARTHEST = 1e6  # pixels from the photograph's corner, beyond which nobody means a place
 Mask = np.ndarray[Any, Any]
 
 
@@ -228,6 +229,10 @@ def checked_box(box: Any, view: View) -> Corners:
     except (TypeError, ValueError):
         raise TargetError(f"{box!r} is no box; expected (left, top, right, bottom) in pixels") from None
     width, height = view.photo
+    if any(abs(one) > _FARTHEST for one in (left, top, right, bottom)):
+        raise TargetError(
+            f"the box {left:g}, {top:g}, {right:g}, {bottom:g} is none; expected pixels of the photograph"
+        )
     if not (left < right and top < bottom):
         raise TargetError(
             f"the box {left:g}, {top:g}, {right:g}, {bottom:g} is empty; expected left, top, right, bottom in pixels, left < right and top < bottom"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from sightline.engine.tasks import refuse, task_of
 from sightline.errors import TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.view import View
+
+_DIGITS = 9  # of a number of a class, a box or a word
 
 
 def spoken(text: str, *, files: bool = True) -> TargetSpec:
@@ -48,9 +49,14 @@ def spoken(text: str, *, files: bool = True) -> TargetSpec:
 
 
 def _number(text: str, form: str) -> int:
-    if not text.isdecimal():
+    if not (text.isdecimal() and len(text) <= _DIGITS):
         raise TargetError(f"{form}:{text[:60]}; expected a number from 1, such as {form}:1")
     return int(text)
+
+
+def _class_of(text: str) -> int | str | None:
+    """A class by its number or its name; None for neither. Of more digits than any number has it is a name, which no class has."""
+    return int(text) if text.isdecimal() and len(text) <= _DIGITS else text or None
 
 
 def _share(text: str) -> Target:
@@ -75,9 +81,9 @@ def _word(text: str) -> Target:
 
 _NO_FILES = "files are named on the command line or in Python; here a target is a class, a point @X,Y or a box @LEFT,TOP,RIGHT,BOTTOM"
 _HOW: dict[str, Callable[[str], Target]] = {
-    "log": lambda name: log_probability(int(name) if name.isdecimal() else name or None),
-    "up": lambda name: regression(int(name) if name.isdecimal() else name or None),
-    "down": lambda name: regression(int(name) if name.isdecimal() else name or None, up=False),
+    "log": lambda name: log_probability(_class_of(name)),
+    "up": lambda name: regression(_class_of(name)),
+    "down": lambda name: regression(_class_of(name), up=False),
     "like": lambda file: similarity(file),
     "instance": lambda number: boxes.instance(_number(number, "instance")),
     "word": _word,
@@ -86,10 +92,9 @@ _HOW: dict[str, Callable[[str], Target]] = {
 
 def _at(name: str | None, place: str, files: bool) -> Target:
     """A class, or what is there, at a point, in a box or in a region."""
-    label = int(name) if name is not None and name.isdecimal() else name
-    numbers = re.split(r"\s*,\s*", place)
+    label = _class_of(name or "")
     try:
-        values = [float(one) for one in numbers]
+        values = [float(one) for one in place.split(",")]
     except ValueError:
         values = []
     if len(values) == 2:

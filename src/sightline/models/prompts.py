@@ -136,13 +136,16 @@ def checked_prompts(prompts: Any) -> tuple[str, ...]:
         raise ModelError(f"prompts={prompts!r:.80}; expected texts, such as ['a photo of a cat', 'a photo of a dog']")
     if not texts:
         raise ModelError("no prompts; say at least one text to look for: --prompt TEXT (prompts=[...])")
+    known = set()
     for at, one in enumerate(texts):
         if not one.strip():
             raise ModelError(f"prompt {at + 1} of {len(texts)} is empty; say what to look for, or leave it out")
         if len(one) > _LONGEST:
             raise ModelError(f"prompt {at + 1} has {len(one):,} characters; expected at most {_LONGEST:,}")
-        if " ".join(one.split()) in (" ".join(other.split()) for other in texts[:at]):
+        plain = " ".join(one.split())
+        if plain in known:
             raise ModelError(f"the prompt {shown(one)} is given twice; each must be another text")
+        known.add(plain)
     return tuple(texts)
 
 
@@ -183,9 +186,10 @@ def _text_features(module: nn.Module, towers: Towers, texts: Sequence[str]) -> T
     """The features of the texts (N, D), of length 1, by a stand-in in evaluation mode."""
     tokens = towers.read(texts)
     rows = torch.cat([one.flatten(1).cpu() for one in tokens.values()], dim=1)
-    for at in range(len(texts)):
-        same = next((other for other in range(at) if torch.equal(rows[at], rows[other])), None)
-        if same is not None:
+    known: dict[tuple[int, ...], int] = {}
+    for at, row in enumerate(rows.tolist()):
+        same = known.setdefault(tuple(row), at)
+        if same != at:
             raise ModelError(
                 f"the prompts {shown(texts[same])} and {shown(texts[at])} are one and the same to this model's tokenizer; "
                 "each must be another text"

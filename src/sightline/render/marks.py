@@ -32,7 +32,7 @@ def marked(drawn: Image.Image, mark: Mark | None, photo: tuple[int, int]) -> Ima
         _outline(drawn, mark.region, thick)
     pen = ImageDraw.Draw(drawn)
     if mark.box is not None:
-        left, top, right, bottom = (round(one * scale) for one, scale in zip(mark.box, (across, down) * 2, strict=True))
+        left, top, right, bottom = _corners(mark.box, photo, drawn.size)
         left, top = max(left, thick), max(top, thick)
         right, bottom = min(right, drawn.width - 1 - thick), min(bottom, drawn.height - 1 - thick)
         if left < right and top < bottom:
@@ -52,10 +52,9 @@ def numbered(photo: Image.Image, boxes: Sequence[Sequence[float]], size: tuple[i
         return photo
     drawn = photo.copy()
     pen = ImageDraw.Draw(drawn)
-    across, down = drawn.width / size[0], drawn.height / size[1]
     font = ImageFont.load_default(max(11, round(max(drawn.size) / 28)))
     for number, box in reversed([*enumerate(boxes, 1)]):  # the surest lies on top
-        left, top, right, bottom = (round(one * scale) for one, scale in zip(box, (across, down) * 2, strict=True))
+        left, top, right, bottom = _corners(box, size, drawn.size)
         left, top = max(0, left), max(0, top)
         right, bottom = max(left + 1, min(right, drawn.width - 1)), max(top + 1, min(bottom, drawn.height - 1))
         pen.rectangle((left, top, right, bottom), outline=_DARK, width=3)
@@ -64,6 +63,14 @@ def numbered(photo: Image.Image, boxes: Sequence[Sequence[float]], size: tuple[i
         pen.rectangle((text[0] - 3, text[1] - 2, text[2] + 3, text[3] + 2), fill=_DARK)
         pen.text((left + 4, top + 2), str(number), font=font, fill=_LIGHT)
     return drawn
+
+
+def _corners(box: Sequence[float], photo: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box in pixels of a photograph in those of a picture of it; what lies further off than its own side is drawn from there."""
+    found = []
+    for one, whole, side in zip(box, photo * 2, size * 2, strict=True):
+        found.append(round(min(max(one / whole, -1.0), 2.0) * side))
+    return found[0], found[1], found[2], found[3]
 
 
 def outlined(mark: Mark | None, photo: tuple[int, int]) -> dict[str, Any] | None:

@@ -230,16 +230,35 @@ def test_of_two_tables_none_is_taken(tmp_path: Path) -> None:
     assert "To choose one, ask it in a function of your own" in message
 
 
-def test_a_network_that_gives_no_table_is_refused(tmp_path: Path) -> None:
-    def whole(path: Path) -> Path:
-        model = onnx.load(built(path))
-        del model.graph.output[:]
-        model.graph.output.add().CopyFrom(helper.make_tensor_value_info("x_again", FLOAT, ["N", 3, 8, 8]))
-        model.graph.node.add().CopyFrom(helper.make_node("Identity", ["x"], ["x_again"]))
-        path.write_bytes(model.SerializeToString())
-        return path
+def given(path: Path, shape: list[Any], *nodes: Any) -> Path:
+    """The network by hand with another output: `y`, of this shape, made of `x` by these nodes."""
+    model = onnx.load(built(path))
+    del model.graph.output[:]
+    model.graph.output.add().CopyFrom(helper.make_tensor_value_info("y", FLOAT, shape))
+    for node in nodes:
+        model.graph.node.add().CopyFrom(node)
+    path.write_bytes(model.SerializeToString())
+    return path
 
-    assert "gave scores of shape (1, 3, 8, 8) for 1 pictures" in said(whole(tmp_path / "m.onnx"))
+
+def test_a_network_that_gives_no_table_is_refused(tmp_path: Path) -> None:
+    rows = given(
+        tmp_path / "m.onnx",
+        ["N", 3, 8],
+        helper.make_node("Constant", [], ["first"], value_int=0),
+        helper.make_node("Gather", ["x", "first"], ["y"], axis=3),
+    )
+    assert "gave scores of shape (1, 3, 8) for 1 pictures" in said(rows)
+
+
+def test_a_network_that_gives_each_pixel_a_class_is_a_segmentation(tmp_path: Path) -> None:
+    model = sightline.load_model(given(tmp_path / "m.onnx", ["N", 3, 8, 8], helper.make_node("Identity", ["x"], ["y"])))
+    with Image.open(DEMO) as picture:
+        photo = picture.convert("RGB").resize((80, 80))
+    heat = sightline.explain(photo, model, method="occlusion", target=sightline.segment("1", point=(25, 55)))
+    # Shrunk to 9 x 9 and cut to the first 8 x 8, the point lies in row 6 and column 2; a window is two cells wide.
+    assert heat.raw[6, 2] == heat.raw.max() > 0
+    assert all(abs(row - 6) <= 1 and abs(column - 2) <= 1 for row, column in np.argwhere(heat.raw != 0))
 
 
 def test_a_softmax_at_the_end_is_noticed(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ import sightline
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from made_tasks import NAMES, detector, photo, preprocess, segmenter  # noqa: E402
+from made_tasks import NAMES, detector, photo, pooled, preprocess, segmenter  # noqa: E402
+from made_texts import BOTH, PATCH, PROMPTS, clip, drawn, exact, llava, llava_processor, tokenizer  # noqa: E402
 
 DEMO = Path(sightline.__file__).parent / "data" / "demo"
-SEED = 5
+SEED, MIXED = 5, 2
+GREY = ("detection", "prompts", "answer", "labels", "binary", "regression")
 
 
 def figures() -> dict[str, Image.Image]:
@@ -34,9 +36,43 @@ def figures() -> dict[str, Image.Image]:
         task="detection",
         name="a small detector trained on drawn shapes",
     )
+    small = "a small network trained on drawn shapes"
+    tags = sightline.adapt(pooled("labels"), preprocess=preprocess, labels=NAMES[1:], task="labels", name=small)
+    one = sightline.adapt(pooled("binary"), preprocess=preprocess, labels=["a triangle"], name=small)
+    area = sightline.adapt(
+        pooled("regression"), preprocess=preprocess, labels=["percent disc"], task="regression", name=small
+    )
+    texts = sightline.zero_shot(clip(), tokenizer(), list(PROMPTS), preprocess=exact, name="a CLIP set by hand")
+    said = [
+        sightline.answering(
+            llava(),
+            llava_processor(),
+            "what is this ?",
+            answer=word,
+            preprocess=exact,
+            name="a LLaVA set by hand",
+        )
+        for word in ("red", "blue")
+    ]
+    mixed = photo(MIXED)
     features = sightline.load_model("bundled", task="embedding")
     cat = Image.open(DEMO / "cat.jpg")
     found = {
+        "labels": sightline.compare(mixed, tags, methods=["hires-cam"], targets=[sightline.above(0.5)]),
+        "binary": sightline.compare(
+            mixed, one, methods=["hires-cam"], targets=[sightline.binary(), sightline.binary(False)]
+        ),
+        "regression": sightline.compare(
+            mixed, area, methods=["hires-cam"], targets=[sightline.regression(), sightline.regression(up=False)]
+        ),
+        "prompts": sightline.compare(drawn(BOTH), texts, methods=["grad-cam"], targets=list(PROMPTS)),
+        "answer": [
+            heat
+            for model in said
+            for heat in sightline.compare(
+                drawn(BOTH), model, methods=["occlusion"], targets=[0], options={"patch": 2 * PATCH, "stride": PATCH}
+            )
+        ],
         "segmentation": sightline.compare(
             shapes,
             pixels,
@@ -51,9 +87,7 @@ def figures() -> dict[str, Image.Image]:
         ],
     }
     return {
-        name: sightline.side_by_side(maps, "grey-photo" if name == "detection" else None)
-        if len(maps) > 1
-        else maps[0].panel()
+        name: sightline.side_by_side(maps, "grey-photo" if name in GREY else None) if len(maps) > 1 else maps[0].panel()
         for name, maps in found.items()
     }
 

@@ -161,3 +161,37 @@ def detector(steps: int = 300) -> Detector:
         loss.backward()
         optimiser.step()
     return network.eval()
+
+
+class Pooled(nn.Module):
+    """(B, 3, H, W) -> (B, K): the means of K maps over all places."""
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self.encoder = Segmenter().encoder
+        self.decoder = nn.Conv2d(32, values, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x)).mean(dim=(2, 3))
+
+
+@cache
+def pooled(kind: str, steps: int = 60) -> Pooled:
+    """Of kind "labels" (disc, square, triangle), "binary" (a triangle), or "regression" (how much is disc, in percent)."""
+    torch.manual_seed(0)
+    wanted = {"labels": [1, 2, 3], "binary": [3], "regression": [1]}[kind]
+    network = Pooled(len(wanted))
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    for step in range(steps):
+        scenes = [scene(1000 + 16 * step + one) for one in range(16)]
+        x = torch.from_numpy(np.stack([one[0] for one in scenes])).permute(0, 3, 1, 2) * 2 - 1
+        shares = torch.tensor([[float((one[1] == number).mean()) for number in wanted] for one in scenes])
+        loss = (
+            F.mse_loss(network(x), 100 * shares)
+            if kind == "regression"
+            else F.binary_cross_entropy_with_logits(network(x), (shares > 0).float())
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return network.eval()

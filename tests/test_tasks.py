@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import sightline
-from made_tasks import NAMES, SIDE, detector, photo, preprocess, scene, segmenter
+from made_tasks import NAMES, SIDE, detector, photo, pooled, preprocess, scene, segmenter
 from sightline.errors import ModelError, TargetError
 
 TIMES = 4  # how much larger the photographs are than the input
@@ -122,6 +122,36 @@ def test_one_photograph_of_another_size_keeps_its_places(boxes: sightline.Adapte
         assert NAMES.index(one.label) in kinds
         middle = ((left + right) / 2 * SIDE / 900, (top + bottom) / 2 * SIDE / 300)
         assert any(box[0] <= middle[0] <= box[2] and box[1] <= middle[1] <= box[3] for _, box in scene(5)[2])
+
+
+def test_each_label_of_several_has_a_map_on_its_own_shape() -> None:
+    model = sightline.adapt(pooled("labels"), preprocess=preprocess, labels=NAMES[1:], task="labels")
+    shares = []
+    for seed in range(8):
+        _, _, shapes = scene(seed)
+        kinds = [kind for kind, _ in shapes]
+        looked = sightline.look(photo(seed), model)
+        assert {one.label for one in looked.predictions if one.probability > 0.5} == {NAMES[kind] for kind in kinds}
+        for heat in sightline.compare(looked, methods=["hires-cam"], targets=[sightline.above(0.5)]):
+            own = [box for kind, box in shapes if NAMES[kind] == heat.label]
+            wide = [[TIMES * (edge + add) for edge, add in zip(box, (-6, -6, 6, 6), strict=True)] for box in own]
+            shares.append(sum(inside(heat, box) for box in wide))
+    assert len(shares) > 12
+    assert min(shares) > 0.6  # the network sees a little in the noise
+    assert np.mean(shares) > 0.85
+
+
+def test_against_is_the_other_side_of_for_and_down_that_of_up() -> None:
+    one = sightline.adapt(pooled("binary"), preprocess=preprocess, labels=["a triangle"])
+    area = sightline.adapt(pooled("regression"), preprocess=preprocess, labels=["percent disc"], task="regression")
+    for model, targets in (
+        (one, [sightline.binary(), sightline.binary(False)]),
+        (area, [sightline.regression(), sightline.regression(up=False)]),
+    ):
+        first, other = sightline.compare(photo(2), model, methods=["hires-cam"], targets=targets)
+        np.testing.assert_allclose(first.raw, -other.raw, atol=1e-6)
+        assert first.score == pytest.approx(-(other.score or 0), abs=1e-6)
+    assert other.label.startswith("percent disc down (now ")
 
 
 def test_labels_are_shown_with_a_probability_each() -> None:

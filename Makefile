@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 IMAGE ?= src/sightline/data/demo/coffee.jpg
 OUT ?= sightline-out
 
-.PHONY: help install explain app test test-slow check bench clean
+.PHONY: help install explain app test test-slow check bench docs notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,11 @@ check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/mypy
 bench: $(VENV)/.bench ## speed and memory beside the peers, into docs/benchmarks.md
 	$(BIN)/python benchmarks/speed.py
+docs: $(VENV)/.docs ## the documentation as a site: build/docs/index.html
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html --doctree-dir build/doctrees docs build/docs
+	@echo build/docs/index.html
+notebooks: $(VENV)/.dev ## execute the notebooks of docs/learn anew, with the pictures that are shipped
+	$(BIN)/python docs/notebooks.py
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -43,6 +48,9 @@ $(VENV)/.app: $(VENV)/.base
 # The tests in a browser need a chromium; where none can be had they are skipped, with the reason.
 $(VENV)/.browser: $(VENV)/.dev
 	@command -v chromium >/dev/null || (test "$$(id -u)" = 0 && apt-get install -y -q chromium >/dev/null 2>&1) || echo "no chromium: the tests in a browser are skipped"
+	@touch $@
+$(VENV)/.docs: $(VENV)/.base
+	$(PIP) --editable '.[docs]'
 	@touch $@
 $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) --editable '.[bench]'

@@ -25,6 +25,7 @@ napoleon_custom_sections = [("Formula", "params_style")]
 html_theme = "furo"
 html_title = "Sightline"
 html_static_path = ["_static"]
+html_extra_path = ["../llms.txt"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False

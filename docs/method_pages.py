@@ -1,4 +1,4 @@
-"""Writes docs/methods/*.md and the table in docs/methods.md from the registry: python docs/method_pages.py.
+"""Writes docs/methods/*.md and the tables in docs/methods.md and README.md from the registry: python docs/method_pages.py.
 
 A test keeps them equal to it.
 """
@@ -29,6 +29,36 @@ COST = {
     "model": "a few forwards and backwards through the whole network",
     "scores": "many forwards, and nothing but their scores: works for any model, also for one that can't be looked into",
 }
+
+
+# The same for the README, where a reader wants to know what there is: (what for, what it costs, the needs it stands for).
+FAMILIES = (
+    ("class activation maps of one pass", "one forward for all of them", ("activations", "gradients")),
+    (
+        "class activation maps that ask again",
+        "from little more than one forward to thousands",
+        ("head", "input", "model"),
+    ),
+    (
+        "attention of transformers",
+        "one forward, or one and its backward",
+        ("attention", "attention-gradients", "block-gradients"),
+    ),
+    ("gradients of pixels", "one forward and backward", ("pixels", "guided-pixels", "deconvnet-pixels")),
+    ("gradients along paths and over noise", "as many as there are steps or samples", ("input-gradients",)),
+    ("any black box, by its scores", "hundreds to thousands of forwards", ("scores",)),
+)
+
+
+def families() -> str:
+    """The table of the README."""
+    known = list_methods().values()
+    assert {one.needs for one in known} == {need for *_, needs in FAMILIES for need in needs}
+    lines = ["| methods | cost | names |", "|---|---|---|"]
+    for what, cost, needs in FAMILIES:
+        names = ", ".join(f"[{one.name}](docs/methods/{file_name(one.name)})" for one in known if one.needs in needs)
+        lines.append(f"| {what} | {cost} | {names} |")
+    return "\n".join(lines) + "\n"
 
 
 def file_name(name: str) -> str:
@@ -102,9 +132,9 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text, encoding="utf-8")
-    overview = HERE / "methods.md"
-    before, _, rest = overview.read_text(encoding="utf-8").partition(BEGIN)
-    overview.write_text(before + BEGIN + table() + END + rest.partition(END)[2], encoding="utf-8")
+    for path, made in ((HERE / "methods.md", table()), (HERE.parent / "README.md", families())):
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        path.write_text(before + BEGIN + made + END + rest.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":

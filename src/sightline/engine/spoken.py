@@ -125,7 +125,10 @@ def _unless_a_class(text: str, target: Target) -> Target:
         known = text.casefold() in (one.casefold() for one in adapter.labels or ())
         return resolve(text if known else target, adapter, output, image, view)
 
-    return _of_model(resolved)
+    found = _of_model(resolved)
+    if hasattr(target, "of_values"):
+        found.of_values = True  # type: ignore[attr-defined]
+    return found
 
 
 def _of_model(resolved: Any) -> Target:

@@ -176,6 +176,7 @@ def regression(of: int | str | None = None, *, up: bool = True) -> Target:
         return _signed(of or 0, up)(output)
 
     plain.resolved = resolved  # type: ignore[attr-defined]
+    plain.of_values = True  # type: ignore[attr-defined]  # its label tells what the model returned, not a probability
     plain.__name__ = f"value {of or 0} {'up' if up else 'down'}"
     return plain
 

@@ -187,8 +187,8 @@ def _signed(index: int, up: bool) -> Target:
 
 def above(share: float = 0.5) -> Target:
     """Stands for several targets at once, for `compare`: every label, or every box, that the model gives at least this probability."""
-    if not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise TargetError(f"above {share!r}; expected a probability, 0 to 1")
+    if not isinstance(share, int | float | np.floating | np.integer) or not 0 <= share <= 1:
+        raise TargetError(f"above {share!r:.60}; expected a probability, 0 to 1")
 
     def every(adapter: Adapter, output: Any) -> list[TargetSpec]:
         task = task_of(adapter, output)

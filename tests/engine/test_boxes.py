@@ -709,3 +709,17 @@ def test_several_boxes_are_asked_for_above_a_number_of_any_kind() -> None:
         for one in (0.0, np.float32(0), 0)
     ]
     assert [len(one) for one in found] == [2, 2, 2]
+
+
+def test_a_box_without_area_does_not_keep_the_others_from_being_explained() -> None:
+    net = TwoBoxes(extra=[((4, 4, 4, 12), 1, 0.9)])
+    found = sightline.compare(noise(), model(net), methods=["hires-cam"], targets=[sightline.above(0.1)])
+    assert [one.label for one in found] == ["2: cat", "3: dog"] or [one.label for one in found] == ["2: dog", "3: cat"]
+
+
+@pytest.mark.parametrize("over", ["flips", "scales"])
+@pytest.mark.parametrize("target", [None, "cat", sightline.instance(2), sightline.box((0, 8, 16, 24))])
+def test_a_place_is_not_looked_for_in_copies_of_the_picture_where_it_lies_elsewhere(over: str, target: Any) -> None:
+    with pytest.raises(SightlineError, match=f"is about a place, which lies elsewhere in the copies of {over}"):
+        asked(target, method=sightline.combine("hires-cam", over))  # type: ignore[arg-type]
+    assert asked(target, method=sightline.combine("hires-cam", "noise")).mark is not None  # type: ignore[arg-type]

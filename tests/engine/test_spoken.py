@@ -228,3 +228,12 @@ def test_words_are_asked_for_by_name_or_number() -> None:
     found = sightline.attribute(x, adapter, method="hires-cam", target=spoken("word:2"))
     assert torch.equal(found, sightline.attribute(x, adapter, method="hires-cam", target=1))
     assert torch.equal(found, sightline.attribute(x, adapter, method="hires-cam", target=spoken("word:black")))
+
+
+def test_more_targets_than_can_be_looked_at_are_refused() -> None:
+    class Many(Scores):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.see(x).mean(dim=(1, 2, 3))[:, None].expand(-1, 1000)
+
+    with pytest.raises(TargetError, match="above 0 are 1,000 targets; at most 100"):
+        explained(spoken("above:0"), model(Many(), labels=None))

@@ -93,6 +93,16 @@ def in_order(found: Found) -> list[int]:
     return [int(at) for at in found["scores"].detach().argsort(descending=True, stable=True)]
 
 
+def numbers_above(adapter: Adapter, output: Any, share: float) -> list[int]:
+    """The numbers of the boxes with this score, but for those without area, with which no box can overlap."""
+    found = checked_found(adapter, output, 0)
+    scores, corners = found["scores"].detach(), found["boxes"].detach()
+    solid = ((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])).tolist()
+    if "masks" in found:
+        solid = [one or bool((mask > 0.5).any()) for one, mask in zip(solid, masks_of(found).detach(), strict=True)]
+    return [number for number, at in enumerate(in_order(found), 1) if float(scores[at]) >= share and solid[at]]
+
+
 def overlap(own: Tensor, boxes: Tensor) -> Tensor:
     """Intersection over union of a box (4,) with boxes (N, 4), as left, top, right, bottom: (N,), 0 where both are empty."""
     own, boxes = single(own), single(boxes)

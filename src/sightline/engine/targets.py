@@ -18,6 +18,7 @@ from sightline.models.adapter import Adapter
 from sightline.models.outputs import described, taking
 from sightline.models.view import View
 
+_MOST = 100  # targets that `above` may stand for
 SEVERAL = "`above` stands for several targets; give it to sightline.compare, which shows them side by side"
 NO_GRADIENT = "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
 
@@ -194,8 +195,7 @@ def above(share: float = 0.5) -> Target:
         task = task_of(adapter, output)
         found: list[TargetSpec] = []
         if task == "detection":
-            scores = output[0]["scores"].detach()
-            found = [boxes.instance(number) for number in range(1, int((scores >= share).sum()) + 1)]
+            found = [boxes.instance(number) for number in boxes.numbers_above(adapter, output, float(share))]
         elif task == "segmentation":
             found = [regions.segment(index) for index, part in regions.seen_classes(output) if part >= share]
         elif task in ("classes", "labels"):
@@ -206,6 +206,10 @@ def above(share: float = 0.5) -> Target:
             refuse(adapter, output, "probabilities to be above of")
         if not found:
             raise TargetError(f"the model gives nothing a probability of {share:g} or more; ask for less, or by name")
+        if len(found) > _MOST:
+            raise TargetError(
+                f"above {share:g} are {len(found):,} targets; at most {_MOST} are shown side by side: ask for a higher one"
+            )
         return found
 
     def unresolved(_output: Any) -> Tensor:

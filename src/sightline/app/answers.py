@@ -300,7 +300,8 @@ def as_python(question: Question, answer: Answer) -> str:
     groups = _by_model(answer)
     for number, (model, maps) in enumerate(groups.items(), 1):
         targets = ", ".join({one.label: _in_python(one) for one in maps}.values())
-        said = ", ".join(dict.fromkeys(one.label for one in maps))
+        # On one line: what would begin a new one would be run by whoever copies it.
+        said = " ".join(unicode_text(", ".join(dict.fromkeys(one.label for one in maps))).split())
         lines += [
             f"model = sightline.load_model({model!r}{f', prompts={list(question.prompts)!r}' if question.prompts else ''})",
             "maps = sightline.compare(",

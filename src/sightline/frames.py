@@ -36,6 +36,7 @@ from sightline.engine.asked import Asked, TargetSpec
 from sightline.engine.capture import Capture, capture
 from sightline.engine.probe import MEMORY_MB, Budget, Progress
 from sightline.engine.targets import per_image, probabilities
+from sightline.engine.tasks import task_of
 from sightline.errors import ImageError, ModelError, OutputError
 from sightline.flow import Told, cautions, place_of, predictions_of
 from sightline.heatmap import Heatmap, key_of
@@ -412,7 +413,7 @@ def _joined(
         label=asked.label,
         index=asked.index,
         score=None if captured.scores is None else float(captured.scores[0]),
-        probability=None if asked.index is None else float(probabilities(captured.output)[0, asked.index]),
+        probability=_chance(adapter, captured.output, asked),
         layer=place_of(method, terms.where, [captured]),
         layer_reason=f"{method.name} looks at the picture's pixels"
         if of_input
@@ -431,6 +432,12 @@ def _joined(
         one, unrectified = (_at_time(each, at, len(photos)) for each in (raw, signed))
         found.append(dataclasses.replace(first, raw=one, signed_raw=unrectified, photo=photo, view=view, image=name))
     return Frames(raw, signed, tuple(found), film.numbers, film.total, word, film.name)
+
+
+def _chance(adapter: Adapter, output: Any, asked: Asked) -> float | None:
+    if asked.index is None:
+        return asked.chance
+    return float(probabilities(output, task_of(adapter, output))[0, asked.index])
 
 
 def _unfolded(captured: Capture, maps: Tensor) -> Any:

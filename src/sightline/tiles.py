@@ -36,7 +36,8 @@ from sightline.engine.asked import Asked, TargetSpec
 from sightline.engine.capture import Capture, capture, fed
 from sightline.engine.probe import MEMORY_MB, PER_GRADIENT, PER_IMAGE, Budget, Progress, by_batch, fitting
 from sightline.engine.targets import probabilities, resolve, table
-from sightline.errors import LayerError, MethodError, ModelError, SightlineError
+from sightline.engine.tasks import task_of
+from sightline.errors import LayerError, MethodError, ModelError, SightlineError, TargetError
 from sightline.flow import Told, explain, place_of
 from sightline.heatmap import Heatmap, Prediction
 from sightline.methods.notices import about_map, clipped, floor
@@ -173,6 +174,7 @@ def explain_tiles(
     budget.spend(1)
     corner = _cut(tiled, given, [(0, 0)], tile, filling)
     seen, grid = _grid(chosen, tiled, corner, layer, options or {})
+    _check_joins(tiled, seen.output, target)
     across, down = (axis_of(*each, overlap) for each in zip(photo.size, tile, (grid[1], grid[0]), strict=True))
     work = _Work(tiled, chosen, given, across, down, filling, seen, memory_mb, budget, progress)
     found = _explained(work, target, options or {}, told)
@@ -253,7 +255,9 @@ class _Found:
 def _explained(work: _Work, target: TargetSpec, options: Mapping[str, Any], told: Told | None) -> _Found:
     """Every window explained for one class: where it must be found first, in a pass of its own."""
     adapter, method, budget, count = work.adapter, work.method, work.budget, len(work.places)
-    unknown = target is None or hasattr(target, "resolved")
+    task = task_of(adapter, work.seen.output)
+    # Of an embedding nothing is asked that windows must say first.
+    unknown = task != "embedding" and (target is None or hasattr(target, "resolved"))
     if count > _MOST:
         raise MethodError(f"these are {count:,} tiles; the limit is {_MOST:,}. Give a larger tile_px, or less overlap")
     passes = 1 + int(unknown)
@@ -261,15 +265,19 @@ def _explained(work: _Work, target: TargetSpec, options: Mapping[str, Any], told
     budget.plan((passes + int(method.needs in PIXELS and work.seen.layer != INPUT)) * count)
     budget.told = None
     shares: list[Tensor] = []
+    output = work.seen.output
     if unknown:
-        shares = [_answers(adapter, x) for _, x in _batches(work, 0, passes, gradients=False)]
-    asked = resolve(target, adapter, torch.cat(shares).mean(dim=0, keepdim=True) if unknown else work.seen.output)
+        answers = [_answers(adapter, x) for _, x in _batches(work, 0, passes, gradients=False)]
+        shares = [share for one in answers for share in _probabilities(one, task)]
+        of_values = task == "regression" or hasattr(target, "of_values")
+        output = torch.cat(answers if of_values else shares).mean(dim=0, keepdim=True)
+    asked = resolve(target, adapter, output)
     terms, joined = Terms(options, work.memory_mb, None, budget), _Joined(work.across, work.down)
     scores: list[Tensor] = []
     for part, x in _batches(work, passes - 1, passes, gradients=True):
         (seen,) = capture(adapter, x, [work.seen.layer])
         if not unknown:
-            shares += _probabilities(seen.output)
+            shares += _probabilities(seen.output, task)
         (captured,) = toward_all([method], [seen], [asked] * len(part))
         maps = map_of(method, adapter, captured, [asked] * len(part), terms).detach()
         joined.add(part, maps, rectified(method, maps))
@@ -424,15 +432,31 @@ def _grid(
     return seen, (int(made.shape[1]), int(made.shape[2]))
 
 
+def _check_joins(adapter: Adapter, output: Any, target: TargetSpec) -> None:
+    """Refuses targets that are about a place, a box or an answer of one window, and mean nothing in the others."""
+    if adapter.settled is not None:
+        raise TargetError(f"{adapter.name} answers in words about a whole picture; tiles have no answer in common")
+    task = task_of(adapter, output)
+    if task in ("segmentation", "detection") and (not callable(target) or hasattr(target, "resolved")):
+        what = "finds boxes" if task == "detection" else "gives each pixel a class"
+        raise TargetError(
+            f"{adapter.name} {what}, which each tile has of its own: no class, place or box is one target for all of them. Explain the "
+            "photograph without tiles, cut out the part in question, or give a function of the output"
+        )
+
+
 def _answers(adapter: Adapter, x: Tensor) -> Tensor:
+    """What the model returns for windows, (B, K)."""
     with isolated(x), torch.no_grad():
         given = x.clone(memory_format=adapter.memory_format)
-        return probabilities(fed(adapter, twin(adapter.module, {}), given)).cpu()
+        return table(fed(adapter, twin(adapter.module, {}), given)).float().cpu()
 
 
-def _probabilities(output: Any) -> list[Tensor]:
+def _probabilities(output: Any, task: str) -> list[Tensor]:
+    if task in ("regression", "embedding"):
+        return []
     try:
-        return [probabilities(output).cpu()]
+        return [probabilities(output, task).cpu()]
     except SightlineError:
         return []  # no classifier; its targets are functions
 

@@ -64,6 +64,29 @@ def test_boxes_are_offered_by_number_and_each_has_its_map(offer: Offer, shapes: 
     )
 
 
+def test_a_name_of_several_lines_is_no_line_of_the_python_that_is_shown(shapes: str) -> None:
+    names = [f"{name}\nimport os\rx\u2028y" for name in NAMES]
+    evil = Offer({"boxes": sightline.adapt(detector(), preprocess=preprocess, labels=names)})
+    question = Question(shapes, model="boxes")
+    lines = as_python(question, ask(evil, question)).splitlines()
+    assert [line for line in lines if line.startswith("import")] == ["import sightline"]
+    assert not any(line.startswith(("x", "y")) for line in lines)
+
+
+def test_boxes_lie_on_a_photograph_that_is_shown_smaller_than_it_is(offer: Offer, shapes: str, tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    photo(5, times=30).save(large)
+    looked, small = look_at(offer, "boxes", str(large)), look_at(offer, "boxes", shapes)
+    assert looked.photo.width < 30 * 96
+    for one, other in zip(looked.predictions, small.predictions, strict=True):
+        assert one.box is not None
+        assert other.box is not None
+        assert [edge / looked.photo.width for edge in one.box] == pytest.approx([edge / 384 for edge in other.box])
+    name = class_names(looked)[0]
+    data = as_data(ask(offer, Question(str(large), model="boxes", target=name)))["viewer"]
+    assert data["panes"][0]["mark"]["box"] == pytest.approx(data["boxes"][0]["box"])
+
+
 def test_a_place_of_a_segmentation_is_asked_by_its_point(offer: Offer, shapes: str) -> None:
     answer = ask(offer, Question(shapes, model="pixels", target="@110,110"))
     data = as_data(answer)["viewer"]

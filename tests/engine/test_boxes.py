@@ -683,3 +683,43 @@ def test_a_detector_without_names_says_numbers() -> None:
 def test_the_oracles_sigmoid_is_torchs() -> None:
     for value in (-40.0, -1.5, 0.0, 2.0, 40.0):
         assert sigmoid(value) == pytest.approx(float(torch.tensor(value, dtype=torch.float64).sigmoid()), rel=1e-12)
+
+
+def test_areas_beyond_the_end_of_float16_overlap_as_others_do() -> None:
+    own, others = torch.tensor([0.0, 0, 800, 800]), torch.tensor([[0.0, 0, 800, 400], [0, 0, 800, 800]])
+    assert boxes.overlap(own.half(), others.half()).tolist() == [0.5, 1.0]
+    mask = torch.ones(400, 400)
+    half = torch.stack([mask, torch.cat([mask[:200], 0 * mask[:200]])]).half()
+    assert boxes.mask_overlap(mask.half(), half).tolist() == [1.0, 0.5]
+
+
+def test_a_class_beyond_the_names_that_were_given_is_asked_for_by_its_number() -> None:
+    found = asked(2, labels=["background"])
+    assert found.label == asked(2, labels=None).label.replace("dog", "class 2")
+    with pytest.raises(TargetError, match="class 3 is outside 0 to 2"):
+        asked(3, labels=["background"])
+    photo = noise()
+    place = sightline.box((16, 0, 32, 8), "2")
+    assert asked(place, photo, labels=["background"]).label.startswith("class 2 in the box")
+
+
+def test_several_boxes_are_asked_for_above_a_number_of_any_kind() -> None:
+    found = [
+        sightline.compare(noise(), model(), methods=["hires-cam"], targets=[sightline.above(one)])
+        for one in (0.0, np.float32(0), 0)
+    ]
+    assert [len(one) for one in found] == [2, 2, 2]
+
+
+def test_a_box_without_area_does_not_keep_the_others_from_being_explained() -> None:
+    net = TwoBoxes(extra=[((4, 4, 4, 12), 1, 0.9)])
+    found = sightline.compare(noise(), model(net), methods=["hires-cam"], targets=[sightline.above(0.1)])
+    assert [one.label for one in found] == ["2: cat", "3: dog"] or [one.label for one in found] == ["2: dog", "3: cat"]
+
+
+@pytest.mark.parametrize("over", ["flips", "scales"])
+@pytest.mark.parametrize("target", [None, "cat", sightline.instance(2), sightline.box((0, 8, 16, 24))])
+def test_a_place_is_not_looked_for_in_copies_of_the_picture_where_it_lies_elsewhere(over: str, target: Any) -> None:
+    with pytest.raises(SightlineError, match=f"is about a place, which lies elsewhere in the copies of {over}"):
+        asked(target, method=sightline.combine("hires-cam", over))  # type: ignore[arg-type]
+    assert asked(target, method=sightline.combine("hires-cam", "noise")).mark is not None  # type: ignore[arg-type]

@@ -296,3 +296,13 @@ def test_classes_above_a_share_of_the_picture_stand_for_several_targets() -> Non
     assert [one.label for one in found] == ["sky", "green"]
     with pytest.raises(TargetError, match=r"nothing a probability of 0\.9 or more"):
         sightline.compare(photo, model(), methods=["hires-cam"], targets=[sightline.above(0.9)])
+
+
+def test_a_sum_beyond_the_end_of_float16_is_a_number() -> None:
+    found = sightline.engine.regions.segment(0, box=(0, 0, 320, 320)).resolved  # type: ignore[attr-defined]
+    output = torch.full((1, 2, 320, 320), 5.0, dtype=torch.float16, requires_grad=True)
+    score = found(sightline.adapt(nn.Identity()), output, 0, None).score(output)
+    assert score.item() == 5 * 320 * 320
+    score.sum().backward()
+    assert output.grad is not None
+    assert output.grad[0, 0].eq(1).all()

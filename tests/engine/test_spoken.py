@@ -127,11 +127,21 @@ def test_a_file_is_another_picture_or_a_mask(tmp_path: Path) -> None:
         ("log:book", ["log:book", "book", "c"]),
         ("cat@3,4", ["cat@3,4", "b", "c"]),
         ("up:2", ["a", "up:2", "c"]),
+        ("cat@home", ["a", "cat@home", "c"]),
+        ("@1,2,3", ["a", "@1,2,3", "c"]),
+        ("cat@nowhere.png", ["a", "cat@nowhere.png", "c"]),
+        ("above:all", ["a", "above:all", "c"]),
+        ("instance:one", ["a", "instance:one", "c"]),
+        ("like:me", ["a", "like:me", "c"]),
     ],
 )
 def test_a_class_that_is_called_as_a_form_is_meant_where_the_model_has_it(word: str, names: list[str]) -> None:
     adapter = model(labels=names)
-    same(explained(spoken(word), adapter), explained([one.lower() for one in names].index(word), adapter))
+    for files in (True, False):
+        same(
+            explained(spoken(word, files=files), adapter),
+            explained([one.lower() for one in names].index(word), adapter),
+        )
 
 
 @pytest.mark.parametrize(
@@ -194,13 +204,13 @@ def test_a_form_that_the_model_does_not_have_says_what_it_has(task: str, text: s
 def test_a_text_of_spaces_is_read_in_no_time() -> None:
     began = time.perf_counter()
     with pytest.raises(TargetError, match="expected a point"):
-        spoken("@1" + " " * 300_000 + "x", files=False)
+        explained(spoken("@1" + " " * 300_000 + "x", files=False), MODELS["classes"]())
     assert time.perf_counter() - began < 2
 
 
 def test_a_mask_of_a_name_that_no_file_can_have_is_said() -> None:
     with pytest.raises(ImageError, match="can't be opened"):
-        spoken("cat@mask\x00.png")
+        explained(spoken("cat@mask\x00.png"), MODELS["segmentation"]())
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
@@ -218,3 +228,12 @@ def test_words_are_asked_for_by_name_or_number() -> None:
     found = sightline.attribute(x, adapter, method="hires-cam", target=spoken("word:2"))
     assert torch.equal(found, sightline.attribute(x, adapter, method="hires-cam", target=1))
     assert torch.equal(found, sightline.attribute(x, adapter, method="hires-cam", target=spoken("word:black")))
+
+
+def test_more_targets_than_can_be_looked_at_are_refused() -> None:
+    class Many(Scores):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.see(x).mean(dim=(1, 2, 3))[:, None].expand(-1, 1000)
+
+    with pytest.raises(TargetError, match="above 0 are 1,000 targets; at most 100"):
+        explained(spoken("above:0"), model(Many(), labels=None))

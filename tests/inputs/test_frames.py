@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -313,3 +314,9 @@ def test_a_film_of_more_pixels_than_fit_is_refused_before_it_is_kept(
     monkeypatch.setattr("sightline.data.images._MOST_FILM", 400 * 10)
     with pytest.raises(ImageError, match="more than 10 frames of 20 x 20 pixels"):
         read_frames(tmp_path / "long.gif", lambda total: range(total))
+
+
+def test_a_label_of_a_film_has_a_sigmoid_as_its_predictions_have(film: Any) -> None:
+    found = sightline.explain_frames(film, dataclasses.replace(model(), task="labels"), target=0)
+    own = {one.index: one.probability for one in found.maps[0].predictions}
+    assert found.maps[0].probability == own[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+import made_dense
 import sightline
 from sightline.engine.asked import Asked
-from sightline.errors import LayerError, MethodError, ModelError
+from sightline.engine.spoken import spoken
+from sightline.errors import LayerError, MethodError, ModelError, TargetError
 from sightline.models.preprocess import standard
 from sightline.testing import networks
 from sightline.tiles import _about_class, axis_of
@@ -294,3 +297,49 @@ def test_a_joined_map_says_that_it_has_no_one_input_to_ask_about_again(photo: An
     found.save(tmp_path / "why")
     with pytest.raises(ModelError, match="tiles"):
         found.trust()
+
+
+def logits_of_windows(photo: Any, model: Any) -> torch.Tensor:
+    across, down = (axis_of(length, SIDE, CELLS, 0.5).starts for length in (photo.shape[1], photo.shape[0]))
+    with torch.no_grad():
+        found: torch.Tensor = model.module(torch.stack([window(photo, left, top) for top in down for left in across]))
+    return found
+
+
+def test_labels_of_tiles_have_a_sigmoid_each_and_not_a_softmax(photo: Any) -> None:
+    model = dataclasses.replace(adapted(), task="labels")
+    mean = logits_of_windows(photo, model).sigmoid().mean(dim=0)
+    for target in (None, 0):
+        found = sightline.explain_tiles(photo, model, target=target)
+        assert found.index == (int(mean.argmax()) if target is None else 0)
+        assert found.probability == pytest.approx(float(mean[found.index]), abs=1e-4)
+        best = mean.sort(descending=True)[0].tolist()
+        assert [one.probability for one in found.predictions] == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize("task", ["", "regression"])
+@pytest.mark.parametrize("target", [sightline.regression(), spoken("up"), spoken("down")])
+def test_a_value_of_tiles_is_told_as_the_model_gives_it(photo: Any, task: Any, target: Any) -> None:
+    model = dataclasses.replace(adapted(classes=1), task=task)
+    mean = float(logits_of_windows(photo, model).mean())
+    found = sightline.explain_tiles(photo, model, target=target)
+    assert f"(now {mean:.3g}" in found.label or f"(now {mean:.4g})" in found.label
+    assert found.score == pytest.approx(-mean if "down" in found.label else mean, abs=1e-4)
+
+
+def test_values_and_embeddings_of_tiles_are_not_called_classes(photo: Any) -> None:
+    for task, target in (("regression", 1), ("embedding", sightline.similarity(photo[:40, :40]))):
+        found = sightline.explain_tiles(photo, dataclasses.replace(adapted(), task=task), target=target)  # type: ignore[arg-type]
+        assert not found.predictions
+        assert found.probability is None
+
+
+@pytest.mark.parametrize("net", [made_dense.Colours, made_dense.TwoBoxes])
+@pytest.mark.parametrize(
+    "target", [None, "cat", 1, sightline.segment(point=(3, 3)), sightline.instance(1), spoken("@0,0,9,9")]
+)
+def test_a_place_or_box_of_one_tile_is_no_target_for_all_of_them(photo: Any, net: Any, target: Any) -> None:
+    names = ["background", "cat", "dog"]
+    model = sightline.adapt(net(), layers=["see"], preprocess=made_dense.prepared(), labels=names)
+    with pytest.raises(TargetError, match="which each tile has of its own"):
+        sightline.explain_tiles(photo, model, target=target)

@@ -18,7 +18,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from sightline.bundle import png, unicode_text
-from sightline.engine.asked import TargetSpec
+from sightline.engine.asked import Corners, TargetSpec
 from sightline.engine.boxes import instance
 from sightline.engine.probe import Progress
 from sightline.engine.regions import pixel_logits
@@ -193,7 +193,17 @@ def _shown(looked: Look) -> Look:
     photo.thumbnail((LARGEST, LARGEST))
     note = f"the photograph of {looked.photo.width} x {looked.photo.height} is shown and saved at {photo.width} x {photo.height}"
     meta: Any = {**looked.meta, "notes": (*looked.meta["notes"], note)}
-    return dataclasses.replace(looked, photo=photo, meta=meta, view=dataclasses.replace(looked.view, photo=photo.size))
+    ratios = [small / whole for small, whole in zip(photo.size, looked.photo.size, strict=True)] * 2
+    said = tuple(
+        one if one.box is None else dataclasses.replace(one, box=_times(one.box, ratios)) for one in looked.predictions
+    )
+    view = dataclasses.replace(looked.view, photo=photo.size)
+    return dataclasses.replace(looked, photo=photo, meta=meta, view=view, predictions=said)
+
+
+def _times(box: Sequence[float], ratios: Sequence[float]) -> Corners:
+    left, top, right, bottom = (one * ratio for one, ratio in zip(box, ratios, strict=True))
+    return left, top, right, bottom
 
 
 def class_names(looked: Look) -> list[str]:
@@ -290,7 +300,8 @@ def as_python(question: Question, answer: Answer) -> str:
     groups = _by_model(answer)
     for number, (model, maps) in enumerate(groups.items(), 1):
         targets = ", ".join({one.label: _in_python(one) for one in maps}.values())
-        said = ", ".join(dict.fromkeys(one.label for one in maps))
+        # On one line: what would begin a new one would be run by whoever copies it.
+        said = " ".join(unicode_text(", ".join(dict.fromkeys(one.label for one in maps))).split())
         lines += [
             f"model = sightline.load_model({model!r}{f', prompts={list(question.prompts)!r}' if question.prompts else ''})",
             "maps = sightline.compare(",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.engine.asked import Asked, Corners, Mark, Target
-from sightline.engine.regions import checked_box, placed
+from sightline.engine.regions import checked_box, placed, single
 from sightline.engine.tasks import checked_index, class_index, refuse, task_of
 from sightline.errors import ModelError, NonFiniteError, TargetError
 from sightline.models.adapter import Adapter
@@ -93,8 +93,19 @@ def in_order(found: Found) -> list[int]:
     return [int(at) for at in found["scores"].detach().argsort(descending=True, stable=True)]
 
 
+def numbers_above(adapter: Adapter, output: Any, share: float) -> list[int]:
+    """The numbers of the boxes with this score, but for those without area, with which no box can overlap."""
+    found = checked_found(adapter, output, 0)
+    scores, corners = found["scores"].detach(), found["boxes"].detach()
+    solid = ((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])).tolist()
+    if "masks" in found:
+        solid = [one or bool((mask > 0.5).any()) for one, mask in zip(solid, masks_of(found).detach(), strict=True)]
+    return [number for number, at in enumerate(in_order(found), 1) if float(scores[at]) >= share and solid[at]]
+
+
 def overlap(own: Tensor, boxes: Tensor) -> Tensor:
     """Intersection over union of a box (4,) with boxes (N, 4), as left, top, right, bottom: (N,), 0 where both are empty."""
+    own, boxes = single(own), single(boxes)
     sides = (torch.minimum(own[2:], boxes[:, 2:]) - torch.maximum(own[:2], boxes[:, :2])).clamp(min=0)
     shared = sides.prod(dim=1)
     union = (own[2:] - own[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) - shared
@@ -103,6 +114,7 @@ def overlap(own: Tensor, boxes: Tensor) -> Tensor:
 
 def mask_overlap(own: Tensor, masks: Tensor) -> Tensor:
     """The same of masks in 0..1, own (H, W) and (N, H, W): shared over together, sum m m' / (sum m + sum m' - sum m m')."""
+    own, masks = single(own), single(masks)
     shared = (own * masks).sum(dim=(1, 2))
     return shared / (own.sum() + masks.sum(dim=(1, 2)) - shared).clamp(min=1e-12)
 
@@ -150,7 +162,7 @@ def _fits(part: str, shape: tuple[int, ...], count: int) -> bool:
 
 def _class(spec: int | str, adapter: Adapter, found: Found) -> int:
     highest = int(found["labels"].max()) + 1 if len(found["labels"]) else 1
-    classes = len(adapter.labels) if adapter.labels else max(highest, 1)
+    classes = max(highest, len(adapter.labels or ()))  # there may be fewer names than classes
     if isinstance(spec, str):
         return class_index(spec, adapter, classes)
     return checked_index(operator.index(spec), adapter, classes)
@@ -215,7 +227,7 @@ def _objectness(one: Found) -> Tensor:
 
 def _highest(values: Tensor, one: Found) -> Tensor:
     # Of nothing found it is 0, and its gradient, too: the sum of nothing is joined to the picture as scores are.
-    return values.max() if len(values) else one["scores"].sum()
+    return values.max() if len(values) else single(one["scores"]).sum()
 
 
 def _finds(adapter: Adapter, found: Found, most: int = 5) -> str:

@@ -41,9 +41,9 @@ def similarity(other: Source) -> Target:
             refuse(adapter, output, "embedding to compare with another picture's")
         if adapter.preprocess is None:
             raise ModelError(f"{adapter.name} comes without preprocessing, so that no photograph can be compared with")
-        if known and known[-1][0] is adapter:
-            _, photo, name, there = known[-1]
-            return asked(photo, name, there)
+        (last,) = tuple(known) or (None,)  # read once: another thread may ask another model meanwhile
+        if last is not None and last[0] is adapter:
+            return asked(*last[1:])
         photo, meta = read_image(other)
         x = like_weights(adapter.preprocess(photo)[0][None], adapter.module)
         with isolated(x), torch.no_grad():

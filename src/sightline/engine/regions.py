@@ -94,10 +94,10 @@ def _resolved(
                 "To ask for it all the same, name a place: a point (@X,Y) or a region"
             )
         weights = own
-    weights = weights.to(logits)
+    weights = single(weights.to(logits))
 
     def score(output: Any) -> Tensor:
-        return (pixel_logits(output)[:, chosen] * weights).sum(dim=(1, 2))
+        return (single(pixel_logits(output)[:, chosen]) * weights).sum(dim=(1, 2))
 
     drawn = Mark(
         point=point,
@@ -119,6 +119,11 @@ def seen_classes(output: Any, image: int = 0) -> list[tuple[int, float]]:
     counts = torch.bincount(seen.flatten())
     best = [int(at) for at in counts.argsort(descending=True, stable=True) if counts[at]]
     return [(at, float(counts[at]) / seen.numel()) for at in best]
+
+
+def single(values: Tensor) -> Tensor:
+    """Of 16 bits as 32: a sum over pixels, or an area in pixels, is soon more than 65504, where float16 ends."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def pixel_logits(output: Any) -> Tensor:

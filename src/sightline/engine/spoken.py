@@ -14,7 +14,7 @@ from sightline.engine.asked import Asked, Target, TargetSpec
 from sightline.engine.likeness import similarity
 from sightline.engine.targets import above, binary, log_probability, regression, resolve
 from sightline.engine.tasks import refuse, task_of
-from sightline.errors import TargetError
+from sightline.errors import SightlineError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.view import View
 
@@ -28,9 +28,15 @@ def spoken(text: str, *, files: bool = True) -> TargetSpec:
         text: as typed.
         files: whether it may name files of this machine; not where a stranger types it.
 
-    Raises:
-        TargetError: a form with something in it that it can't have.
+    What a form can't have is said once it is known that no class of the model is called so.
     """
+    try:
+        return _form(text, files)
+    except SightlineError as error:
+        return _unless_a_class(text, _refused(error))
+
+
+def _form(text: str, files: bool) -> TargetSpec:
     how, colon, rest = text.partition(":")
     if colon and how == "like" and not files:
         raise TargetError(_NO_FILES)
@@ -46,6 +52,13 @@ def spoken(text: str, *, files: bool = True) -> TargetSpec:
     if at:
         return _unless_a_class(text, _at(name.strip() or None, place.strip(), files))
     return text
+
+
+def _refused(error: SightlineError) -> Target:
+    def resolved(_adapter: Adapter, _output: Any, _image: int, _view: View | None) -> Asked:
+        raise error
+
+    return _of_model(resolved)
 
 
 def _number(text: str, form: str) -> int:
@@ -125,7 +138,10 @@ def _unless_a_class(text: str, target: Target) -> Target:
         known = text.casefold() in (one.casefold() for one in adapter.labels or ())
         return resolve(text if known else target, adapter, output, image, view)
 
-    return _of_model(resolved)
+    found = _of_model(resolved)
+    if hasattr(target, "of_values"):
+        found.of_values = True  # type: ignore[attr-defined]
+    return found
 
 
 def _of_model(resolved: Any) -> Target:

@@ -18,6 +18,7 @@ from sightline.models.adapter import Adapter
 from sightline.models.outputs import described, taking
 from sightline.models.view import View
 
+_MOST = 100  # targets that `above` may stand for
 SEVERAL = "`above` stands for several targets; give it to sightline.compare, which shows them side by side"
 NO_GRADIENT = "the score has no gradient: the target or the model cuts the graph (detach, argmax, no_grad)"
 
@@ -176,6 +177,7 @@ def regression(of: int | str | None = None, *, up: bool = True) -> Target:
         return _signed(of or 0, up)(output)
 
     plain.resolved = resolved  # type: ignore[attr-defined]
+    plain.of_values = True  # type: ignore[attr-defined]  # its label tells what the model returned, not a probability
     plain.__name__ = f"value {of or 0} {'up' if up else 'down'}"
     return plain
 
@@ -186,15 +188,14 @@ def _signed(index: int, up: bool) -> Target:
 
 def above(share: float = 0.5) -> Target:
     """Stands for several targets at once, for `compare`: every label, or every box, that the model gives at least this probability."""
-    if not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise TargetError(f"above {share!r}; expected a probability, 0 to 1")
+    if not isinstance(share, int | float | np.floating | np.integer) or not 0 <= share <= 1:
+        raise TargetError(f"above {share!r:.60}; expected a probability, 0 to 1")
 
     def every(adapter: Adapter, output: Any) -> list[TargetSpec]:
         task = task_of(adapter, output)
         found: list[TargetSpec] = []
         if task == "detection":
-            scores = output[0]["scores"].detach()
-            found = [boxes.instance(number) for number in range(1, int((scores >= share).sum()) + 1)]
+            found = [boxes.instance(number) for number in boxes.numbers_above(adapter, output, float(share))]
         elif task == "segmentation":
             found = [regions.segment(index) for index, part in regions.seen_classes(output) if part >= share]
         elif task in ("classes", "labels"):
@@ -205,6 +206,10 @@ def above(share: float = 0.5) -> Target:
             refuse(adapter, output, "probabilities to be above of")
         if not found:
             raise TargetError(f"the model gives nothing a probability of {share:g} or more; ask for less, or by name")
+        if len(found) > _MOST:
+            raise TargetError(
+                f"above {share:g} are {len(found):,} targets; at most {_MOST} are shown side by side: ask for a higher one"
+            )
         return found
 
     def unresolved(_output: Any) -> Tensor:

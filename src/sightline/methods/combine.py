@@ -85,7 +85,8 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
             and `seed` (0); for scales `scales` ((0.75, 1.0, 1.25), factors of the picture's size, for models that take any).
 
     Raises:
-        MethodError: no such way, or a setting that it doesn't have or that makes no sense.
+        MethodError: no such way, or a setting that it doesn't have or that makes no sense. When it runs: a target that is a place,
+            a box or a region, over flips or scales.
 
     Source: Smilkov et al. 2017, arXiv:1706.03825, for noise.
     """
@@ -97,6 +98,12 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
     copies(torch.zeros(1, 1, 8, 8), **settings)  # says at once what makes no sense
 
     def combined(capture: Capture, probe: Probe, **options: Any) -> Tensor:
+        mark = probe.asked.mark
+        if over != "noise" and mark is not None and any(one is not None for one in (mark.box, mark.point, mark.region)):
+            raise MethodError(
+                f"{probe.asked.label!r} is about a place, which lies elsewhere in the copies of {over}; combine over noise, or give "
+                "a function of the output"
+            )
         count, altered = copies(capture.input, **settings)
         maps = []
         one_pass = base.needs in ONE_PASS

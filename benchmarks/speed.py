@@ -90,7 +90,10 @@ def captum_run(model: nn.Module, x: Tensor, layer: str) -> Run:
 
 
 def ratios(
-    runs: dict[str, Run], rounds: int, synchronise: bool = False
+    runs: dict[str, Run],
+    rounds: int,
+    synchronise: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[float, float, float, float]]:
     """For each run: (median ratio to the first run, lowest, highest, median seconds).
 
@@ -100,11 +103,11 @@ def ratios(
 
     def seconds(run: Run) -> float:
         gc.collect()
-        started = time.perf_counter()
+        started = clock()
         run()
         if synchronise:
             torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return clock() - started
 
     base, *others = runs
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in others}

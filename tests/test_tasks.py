@@ -154,6 +154,29 @@ def test_against_is_the_other_side_of_for_and_down_that_of_up() -> None:
     assert other.label.startswith("percent disc down (now ")
 
 
+def test_the_map_of_a_live_segmentation_is_the_gradient_through_its_own_head() -> None:
+    from torchvision.models import segmentation
+
+    torch.manual_seed(0)
+    network = segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).double()
+    network.train()(torch.rand(4, 3, 96, 96).double())  # statistics that keep random features from vanishing
+    network.eval()
+    x = torch.rand(1, 3, 96, 96).double()
+    heat = sightline.attribute(x, network, target=2)  # hires-cam, where pixels have classes
+    with torch.no_grad():
+        features = network.backbone(x)
+    seen = features["out"].requires_grad_()
+    pixels = network.classifier(seen)
+    logits = torch.nn.functional.interpolate(pixels, (96, 96), mode="bilinear", align_corners=False)
+    where = logits.argmax(dim=1) == 2
+    (gradient,) = torch.autograd.grad(logits[:, 2][where].sum(), seen)
+    wanted = (gradient * seen).sum(dim=1).detach()
+    assert float(where.double().mean()) > 0.05
+    assert_close = torch.testing.assert_close
+    assert_close(heat, wanted, rtol=1e-7, atol=1e-9 * float(wanted.abs().max()))
+    assert all(one.grad is None and one.is_contiguous() for one in network.parameters())
+
+
 def test_labels_are_shown_with_a_probability_each() -> None:
     adapter = sightline.load_model("bundled", task="labels")
     looked = sightline.look(photo(5), adapter)

@@ -56,6 +56,7 @@ _HOME = {
     "method": "methods.registry",
     "metric": "metrics.registry",
     "open_run": "batch.results",
+    "parse_target": "engine.spoken",
     "probability": "engine.targets",
     "read_image": "data.images",
     "regression": "engine.targets",
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     from sightline.engine.likeness import similarity as similarity
     from sightline.engine.probe import Probe as Probe
     from sightline.engine.regions import segment as segment
+    from sightline.engine.spoken import parse_target as parse_target
     from sightline.engine.targets import above as above
     from sightline.engine.targets import binary as binary
     from sightline.engine.targets import class_logit as class_logit

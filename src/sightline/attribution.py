@@ -19,6 +19,7 @@ from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB, Budget, Progress, Together, probe
 from sightline.engine.rules import Ruled
 from sightline.engine.targets import per_image
+from sightline.engine.tasks import task_of
 from sightline.errors import LayerError, MethodError, ModelError, NonFiniteError
 from sightline.methods.input_gradients import met
 from sightline.methods.registry import (
@@ -133,6 +134,8 @@ def attribute(
         levels = bool(adapter.levels) and names == [None]
         names = list(adapter.levels) if levels else names
         seen = _under(chosen, adapter, x, []) if names == [INPUT] else run_once(adapter, x, names, some=levels)
+    if method is None:  # what the model does may be seen only now
+        chosen = find(default(replace(adapter, task=task_of(adapter, seen[0].output))))
     whole = View.of_input(seen[0].input.shape[-1], seen[0].input.shape[-2])
     asked = per_image(target, adapter, seen[0].output, len(seen[0].activations), whole)
     captured = toward_all([chosen], seen, asked, levels)

@@ -36,7 +36,7 @@ from sightline.engine.boxes import checked_found, in_order
 from sightline.engine.capture import Capture
 from sightline.engine.capture import capture as run_once
 from sightline.engine.probe import MEMORY_MB, Budget, Progress, Together, probe
-from sightline.engine.regions import seen_classes
+from sightline.engine.regions import pixel_logits, seen_classes
 from sightline.engine.targets import SEVERAL, are_independent, expanded, is_normalised, per_image, probabilities, table
 from sightline.engine.tasks import task_of
 from sightline.errors import (
@@ -346,6 +346,7 @@ def predictions_of(
     if task == "detection":
         return _boxes(adapter, seen, count, view)
     if task == "segmentation":
+        _check_names(adapter, pixel_logits(seen.output).shape[1])
         return tuple(Prediction(at, adapter.label(at), share) for at, share in seen_classes(seen.output)[:count])
     if task in ("regression", "embedding"):
         return ()
@@ -355,12 +356,16 @@ def predictions_of(
         return ()  # no classifier; its targets are functions
     if task == "words":
         return tuple(Prediction(at, adapter.label(at), float(share)) for at, share in enumerate(shares))
-    if adapter.labels is not None and len(adapter.labels) != len(shares):
-        one = "; a model with one output has one name: what a high score means" if len(shares) == 1 else ""
-        raise ModelError(f"{adapter.name} has {len(shares)} classes, and {len(adapter.labels)} labels were given{one}")
+    _check_names(adapter, len(shares))
     # By the output itself, as the default target is chosen: probabilities round, and then many are equal.
     best = table(seen.output)[0].detach().argsort(descending=True, stable=True)[:count].tolist()
     return tuple(Prediction(index, adapter.label(index), float(shares[index])) for index in best)
+
+
+def _check_names(adapter: Adapter, classes: int) -> None:
+    if adapter.labels is not None and len(adapter.labels) != classes:
+        one = "; a model with one output has one name: what a high score means" if classes == 1 else ""
+        raise ModelError(f"{adapter.name} has {classes} classes, and {len(adapter.labels)} labels were given{one}")
 
 
 def _boxes(adapter: Adapter, seen: Capture, count: int, view: View | None) -> tuple[Prediction, ...]:

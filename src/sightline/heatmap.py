@@ -367,6 +367,9 @@ def share_scale(heatmaps: Sequence[Heatmap]) -> list[Heatmap]:
     return [dataclasses.replace(one, scale=groups[_group(one)]) for one in heatmaps]
 
 
+_ACROSS = 7  # tiles of a row; what is wider can't be looked at
+
+
 def side_by_side(
     heatmaps: Sequence[Heatmap],
     style: str | None = None,
@@ -403,6 +406,7 @@ def side_by_side(
         for line in lines[1:]:  # empty, so that the columns stay under each other
             line.insert(0, Tile(Image.new("RGB", photo.size, "white"), ""))
     lines[0] += _compared_with(shown)
+    lines = [line[at : at + _ACROSS] for line in lines for at in range(0, len(line), _ACROSS)]
     return sheet(
         lines,
         heading=Path(first.image).name if len(photos) == 1 else f"{len(photos)} photographs",

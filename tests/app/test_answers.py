@@ -125,7 +125,7 @@ def test_the_python_lines_make_the_same_maps(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cat.jpg").write_bytes(Path(CAT).read_bytes())
     found: dict[str, Any] = {}
-    exec(as_python(question, answer), found)  # noqa: S102 - the lines are what is tested
+    exec(as_python(offer, question, answer), found)  # noqa: S102 - the lines are what is tested
     assert [one.method for one in found["maps"]] == [one.method for one in answer.maps]
     for one, other in zip(found["maps"], answer.maps, strict=True):
         assert np.array_equal(one.raw, other.raw)

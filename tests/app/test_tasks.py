@@ -60,7 +60,7 @@ def test_boxes_are_offered_by_number_and_each_has_its_map(offer: Offer, shapes: 
     assert all(0 <= one["box"][0] < one["box"][2] <= 1 for one in data["boxes"][:2])
     assert data["panes"][0]["mark"]["box"] == pytest.approx(data["boxes"][1]["box"])
     assert "targets=[sightline.instance(2), sightline.instance(1)]" in as_python(
-        Question(shapes, model="boxes"), answer
+        offer, Question(shapes, model="boxes"), answer
     )
 
 
@@ -68,7 +68,7 @@ def test_a_name_of_several_lines_is_no_line_of_the_python_that_is_shown(shapes: 
     names = [f"{name}\nimport os\rx\u2028y" for name in NAMES]
     evil = Offer({"boxes": sightline.adapt(detector(), preprocess=preprocess, labels=names)})
     question = Question(shapes, model="boxes")
-    lines = as_python(question, ask(evil, question)).splitlines()
+    lines = as_python(evil, question, ask(evil, question)).splitlines()
     assert [line for line in lines if line.startswith("import")] == ["import sightline"]
     assert not any(line.startswith(("x", "y")) for line in lines)
 
@@ -92,7 +92,7 @@ def test_a_place_of_a_segmentation_is_asked_by_its_point(offer: Offer, shapes: s
     data = as_data(answer)["viewer"]
     assert data["points"] == [384, 384]
     assert data["panes"][0]["mark"]["point"] == pytest.approx([110 / 384, 110 / 384])
-    assert "point=(110, 110)" in as_python(Question(shapes, model="pixels"), answer)
+    assert "point=(110, 110)" in as_python(offer, Question(shapes, model="pixels"), answer)
     whole = as_data(ask(offer, Question(shapes, model="pixels", target="disc")))["viewer"]
     assert whole["panes"][0]["mark"]["lines"]
 
@@ -102,7 +102,7 @@ def test_prompts_of_a_visitor_are_the_classes(offer: Offer, colours: str) -> Non
     assert class_names(looked) == ["a square", "a red square", "blue"]
     question = Question(colours, model="texts", prompts=("a square", "blue"), target="blue")
     assert ask(offer, question).maps[0].label == "blue"
-    assert "prompts=['a square', 'blue']" in as_python(question, ask(offer, question))
+    assert "prompts=['a square', 'blue']" in as_python(offer, question, ask(offer, question))
     assert class_names(look_at(offer, "texts", colours)) == list(PROMPTS)
     with pytest.raises(ModelError, match="tokens"):
         look_at(offer, "texts", colours, None, ("square " * 50,))

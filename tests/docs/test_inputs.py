@@ -32,7 +32,6 @@ def test_commands_and_python_of_the_page_run(
     made["large"]().resize((480, 360)).save("large.png")
     known = {
         "sightline": sightline,
-        "read": made["read"],
         "network": made["Growth"](),
         "differ": made["Change"](),
         "network_of_films": made["Ball"](),

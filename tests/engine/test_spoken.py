@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sightline
 from made_dense import Colours, TwoBoxes, block_photo, prepared
-from sightline.engine.spoken import spoken
+from sightline.engine.spoken import parse_target
 from sightline.errors import ImageError, TargetError
 
 NAMES = ["background", "cat", "dog"]
@@ -99,13 +99,13 @@ def same(one: list[sightline.Heatmap], other: list[sightline.Heatmap]) -> None:
 )
 def test_a_text_is_the_target_that_it_stands_for(task: str, text: str, target: Any) -> None:
     adapter = MODELS[task]()
-    same(explained(spoken(text), adapter), explained(target, adapter))
+    same(explained(parse_target(text), adapter), explained(target, adapter))
 
 
 def test_a_file_is_another_picture_or_a_mask(tmp_path: Path) -> None:
     other = tmp_path / "other.png"
     Image.new("RGB", (40, 40), (200, 100, 0)).save(other)
-    like = explained(spoken(f"like:{other}"), MODELS["embedding"]())
+    like = explained(parse_target(f"like:{other}"), MODELS["embedding"]())
     same(like, explained(sightline.similarity(other), MODELS["embedding"]()))
     assert like[0].label == "like other.png"
     region = np.zeros((32, 32), np.uint8)
@@ -113,7 +113,7 @@ def test_a_file_is_another_picture_or_a_mask(tmp_path: Path) -> None:
     plain = tmp_path / "a mask, with a comma.png"
     Image.fromarray(region).save(plain)
     for text, label in ((f"cat@{plain}", "cat"), (f"@{plain}", None)):
-        found = explained(spoken(text), MODELS["segmentation"]())
+        found = explained(parse_target(text), MODELS["segmentation"]())
         same(found, explained(sightline.segment(label, region=region), MODELS["segmentation"]()))
 
 
@@ -139,7 +139,7 @@ def test_a_class_that_is_called_as_a_form_is_meant_where_the_model_has_it(word: 
     adapter = model(labels=names)
     for files in (True, False):
         same(
-            explained(spoken(word, files=files), adapter),
+            explained(parse_target(word, files=files), adapter),
             explained([one.lower() for one in names].index(word), adapter),
         )
 
@@ -168,7 +168,7 @@ def test_a_class_that_is_called_as_a_form_is_meant_where_the_model_has_it(word: 
 )
 def test_what_is_no_target_says_what_was_expected(text: str, said: str) -> None:
     with pytest.raises(TargetError, match=said) as error:
-        explained(spoken(text), MODELS["segmentation" if text.endswith("9@1,2") else "classes"]())
+        explained(parse_target(text), MODELS["segmentation" if text.endswith("9@1,2") else "classes"]())
     assert len(str(error.value)) < 400
 
 
@@ -198,36 +198,36 @@ def test_what_is_no_target_says_what_was_expected(text: str, said: str) -> None:
 )
 def test_a_form_that_the_model_does_not_have_says_what_it_has(task: str, text: str, said: str) -> None:
     with pytest.raises(TargetError, match=said):
-        explained(spoken(text), MODELS[task]())
+        explained(parse_target(text), MODELS[task]())
 
 
 def test_a_text_of_spaces_is_read_in_no_time() -> None:
     began = time.perf_counter()
     with pytest.raises(TargetError, match="expected a point"):
-        explained(spoken("@1" + " " * 300_000 + "x", files=False), MODELS["classes"]())
+        explained(parse_target("@1" + " " * 300_000 + "x", files=False), MODELS["classes"]())
     assert time.perf_counter() - began < 2
 
 
 def test_a_mask_of_a_name_that_no_file_can_have_is_said() -> None:
     with pytest.raises(ImageError, match="can't be opened"):
-        explained(spoken("cat@mask\x00.png"), MODELS["segmentation"]())
+        explained(parse_target("cat@mask\x00.png"), MODELS["segmentation"]())
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nowhere\.png can't be opened"):
-        explained(spoken(f"cat@{tmp_path}/nowhere.png"), MODELS["segmentation"]())
+        explained(parse_target(f"cat@{tmp_path}/nowhere.png"), MODELS["segmentation"]())
     with pytest.raises(ImageError, match=r"nowhere\.png can't be opened"):
-        explained(spoken(f"like:{tmp_path}/nowhere.png"), MODELS["embedding"]())
+        explained(parse_target(f"like:{tmp_path}/nowhere.png"), MODELS["embedding"]())
     with pytest.raises(TargetError, match="gives each pixel a class and has no embedding"):
-        explained(spoken(f"like:{tmp_path}/nowhere.png"), MODELS["segmentation"]())
+        explained(parse_target(f"like:{tmp_path}/nowhere.png"), MODELS["segmentation"]())
 
 
 def test_words_are_asked_for_by_name_or_number() -> None:
     adapter = model(task="words", labels=["a", "black", "cat"])
     x = torch.rand(1, 3, 32, 32)
-    found = sightline.attribute(x, adapter, method="hires-cam", target=spoken("word:2"))
+    found = sightline.attribute(x, adapter, method="hires-cam", target=parse_target("word:2"))
     assert torch.equal(found, sightline.attribute(x, adapter, method="hires-cam", target=1))
-    assert torch.equal(found, sightline.attribute(x, adapter, method="hires-cam", target=spoken("word:black")))
+    assert torch.equal(found, sightline.attribute(x, adapter, method="hires-cam", target=parse_target("word:black")))
 
 
 def test_more_targets_than_can_be_looked_at_are_refused() -> None:
@@ -236,4 +236,4 @@ def test_more_targets_than_can_be_looked_at_are_refused() -> None:
             return self.see(x).mean(dim=(1, 2, 3))[:, None].expand(-1, 1000)
 
     with pytest.raises(TargetError, match="above 0 are 1,000 targets; at most 100"):
-        explained(spoken("above:0"), model(Many(), labels=None))
+        explained(parse_target("above:0"), model(Many(), labels=None))

@@ -15,7 +15,7 @@ from torch import nn
 import made_dense
 import sightline
 from sightline.engine.asked import Asked
-from sightline.engine.spoken import spoken
+from sightline.engine.spoken import parse_target
 from sightline.errors import LayerError, MethodError, ModelError, TargetError
 from sightline.models.preprocess import standard
 from sightline.testing import networks
@@ -318,7 +318,7 @@ def test_labels_of_tiles_have_a_sigmoid_each_and_not_a_softmax(photo: Any) -> No
 
 
 @pytest.mark.parametrize("task", ["", "regression"])
-@pytest.mark.parametrize("target", [sightline.regression(), spoken("up"), spoken("down")])
+@pytest.mark.parametrize("target", [sightline.regression(), parse_target("up"), parse_target("down")])
 def test_a_value_of_tiles_is_told_as_the_model_gives_it(photo: Any, task: Any, target: Any) -> None:
     model = dataclasses.replace(adapted(classes=1), task=task)
     mean = float(logits_of_windows(photo, model).mean())
@@ -336,7 +336,7 @@ def test_values_and_embeddings_of_tiles_are_not_called_classes(photo: Any) -> No
 
 @pytest.mark.parametrize("net", [made_dense.Colours, made_dense.TwoBoxes])
 @pytest.mark.parametrize(
-    "target", [None, "cat", 1, sightline.segment(point=(3, 3)), sightline.instance(1), spoken("@0,0,9,9")]
+    "target", [None, "cat", 1, sightline.segment(point=(3, 3)), sightline.instance(1), parse_target("@0,0,9,9")]
 )
 def test_a_place_or_box_of_one_tile_is_no_target_for_all_of_them(photo: Any, net: Any, target: Any) -> None:
     names = ["background", "cat", "dog"]

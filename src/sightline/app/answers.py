@@ -22,7 +22,7 @@ from sightline.engine.asked import Corners, TargetSpec
 from sightline.engine.boxes import instance
 from sightline.engine.probe import Progress
 from sightline.engine.regions import pixel_logits
-from sightline.engine.spoken import spoken
+from sightline.engine.spoken import parse_target
 from sightline.engine.targets import resolve, table
 from sightline.engine.tasks import task_of
 from sightline.errors import ImageError, ModelError, SightlineError, TargetError
@@ -84,6 +84,7 @@ class Offer:
 
     Attributes:
         models: by name; the first is the default.
+        arguments: what `load_model` was given for them beside their names, by name.
         kept_mb: how much may be kept of what was seen; the oldest goes first.
         lock: held while a model runs: visitors take turns.
         layers: names of layers, by model and input size.
@@ -91,6 +92,7 @@ class Offer:
     """
 
     models: Mapping[str, Adapter]
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     kept_mb: float = 512
     lock: threading.RLock = field(default_factory=threading.RLock)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -292,18 +294,25 @@ def as_zip(answer: Answer) -> bytes:
     return packed.getvalue()
 
 
-def as_python(question: Question, answer: Answer) -> str:
+def as_python(offer: Offer, question: Question, answer: Answer) -> str:
     """The lines that make the same maps."""
+    asked = dict(zip(dict.fromkeys(one.label for one in answer.maps), (question.target, question.beside), strict=False))
     photo = Path(answer.maps[0].image).name
     lines = ["import sightline", ""]
     layer = "all" if question.mode == "layers" else question.layer
     groups = _by_model(answer)
     for number, (model, maps) in enumerate(groups.items(), 1):
-        targets = ", ".join({one.label: _in_python(one) for one in maps}.values())
+        targets = ", ".join(
+            {one.label: _in_python(one, offer.models.get(model), asked.get(one.label)) for one in maps}.values()
+        )
+        arguments = dict(offer.arguments.get(model, {})) | (
+            {"prompts": list(question.prompts)} if question.prompts else {}
+        )
+        given = [f"{name}={value!r}" for name, value in arguments.items()]
         # On one line: what would begin a new one would be run by whoever copies it.
         said = " ".join(unicode_text(", ".join(dict.fromkeys(one.label for one in maps))).split())
         lines += [
-            f"model = sightline.load_model({model!r}{f', prompts={list(question.prompts)!r}' if question.prompts else ''})",
+            f"model = sightline.load_model({', '.join([repr(model), *given])})",
             "maps = sightline.compare(",
             f"    {photo!r}, model,",
             f"    methods={list(dict.fromkeys(one.method for one in maps))!r},",
@@ -316,20 +325,18 @@ def as_python(question: Question, answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def _in_python(one: Heatmap) -> str:
+def _in_python(one: Heatmap, adapter: Adapter | None, asked: str | None) -> str:
     """The target of a map, as Python has it."""
-    if one.index is not None:
+    if one.index is not None and (adapter is None or adapter.label(one.index) == one.label):
         return repr(one.index)
     mark = one.mark
-    if mark is None or mark.text:
-        return "None"
-    if mark.point is not None:
+    if mark is not None and mark.point is not None:
         name = one.label.rpartition(" at ")[0]
         return f"sightline.segment({name!r}, point=({mark.point[0]:g}, {mark.point[1]:g}))"
     number, colon, _ = one.label.partition(": ")
-    if mark.box is not None and colon and number.isdecimal():
+    if mark is not None and mark.box is not None and colon and number.isdecimal():
         return f"sightline.instance({number})"
-    return repr(one.label)
+    return repr(asked) if asked is None or asked == one.label else f"sightline.parse_target({asked!r})"
 
 
 def overlay_address(heatmap: Heatmap) -> str:
@@ -460,7 +467,7 @@ def _target(looked: Look, shown: str | None) -> TargetSpec:
     if shown in names:
         at = names.index(shown)
         return instance(at + 1) if task == "detection" else at
-    target = spoken(shown, files=False)
+    target = parse_target(shown, files=False)
     if isinstance(target, str) and task in ("classes", "labels"):
         return resolve(target, looked.adapter, looked.captures[0].output).index
     return target

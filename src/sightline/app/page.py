@@ -28,7 +28,7 @@ from sightline.app.answers import (
 from sightline.bundle import png
 from sightline.engine.probe import Progress
 from sightline.errors import SightlineError
-from sightline.methods.registry import ONE_PASS, default, list_methods, one_pass
+from sightline.methods.registry import ONE_PASS, list_methods
 from sightline.render.viewer import script, style_sheet
 
 CHOSEN = "chosen by itself"
@@ -37,6 +37,8 @@ STOPPED = "stopped, as you asked"
 SWEPT_S = (600, 3600)  # how often uploads are looked through, and how old they may become
 _LONGEST = 4 * LONGEST_PROMPTS  # characters of what a control may hold; the browser sends fewer
 WAITING = 32  # visitors in the queue; the next one is told that it is full
+OWN_METHOD = "the model's own: grad-cam; of boxes and pixels hires-cam; of a black box occlusion or d-rise"
+BESIDE = ("grad-cam", "hires-cam", "layer-cam", "eigen-cam")  # ticked at first: one that knows no class is among them
 NAMES = ("picture", "mode", "model", "second", "target", "beside", "method", "methods", "layer", "prompts")
 TEMPLATE = """
 <p class="sightline-problem" role="alert" hidden></p>
@@ -80,7 +82,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
         return place
 
     models = list(offer.models)
-    methods = [(f"{name}: {one.summary}", name) for name, one in list_methods().items()]
+    methods = [(OWN_METHOD, ""), *((f"{name}: {one.summary}", name) for name, one in list_methods().items())]
     quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
 
     stopped: set[str] = set()
@@ -115,7 +117,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                 *(one for one in history if one["line"] != line),
             ][:20]
         lines = gr.Radio(choices=[one["line"] for one in history], value=None)
-        return as_data(found), as_python(question, found), history, lines
+        return as_data(found), as_python(offer, question, found), history, lines
 
     def answer(visit: str, history: Any, *values: Any, progress: Any = gr.Progress()) -> Any:  # noqa: B008 - read by Gradio
         return show(history, values, visit, progress)
@@ -225,7 +227,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                         pass
                     with gr.Tab("Compare methods") as tab_methods:
                         several = gr.CheckboxGroup(
-                            [name for name, one in list_methods().items() if one.needs in ONE_PASS], value=one_pass()[:4], label="Methods, from one pass", elem_id="methods",
+                            [name for name, one in list_methods().items() if one.needs in ONE_PASS], value=list(BESIDE), label="Methods, from one pass", elem_id="methods",
                         )  # fmt: skip
                     with gr.Tab("Layers") as tab_layers:
                         pass
@@ -242,7 +244,7 @@ def build(offer: Offer, examples: Sequence[Path] = ()) -> Any:
                     verdict = gr.Textbox(label="Verdict", lines=3, interactive=False, elem_id="verdict")
                     card = gr.HTML(value=None, html_template=CARD, apply_default_css=False, elem_id="card")
                 with gr.Accordion("Method and layer", open=False):
-                    method = gr.Dropdown(methods, value=default(offer.adapter("")), label="Method", elem_id="method")
+                    method = gr.Dropdown(methods, value="", label="Method", elem_id="method")
                     layer = gr.Dropdown([CHOSEN], value=CHOSEN, label="Layer", allow_custom_value=True, elem_id="layer")
                 with gr.Accordion("The same in Python", open=False):
                     code = gr.Code(language="python", show_label=False, interactive=False, elem_id="python")
@@ -390,7 +392,8 @@ def _held(value: Any) -> Any:
 def _line(question: Question, target: str) -> str:
     """A question in the list of those asked before."""
     beside = f" next to {question.beside}" if question.beside else ""
-    return f"{Path(question.picture).name}: {target}{beside}, {question.method}, {question.model}"
+    by = f", {question.method}" if question.method else ""
+    return f"{Path(question.picture).name}: {target}{beside}{by}, {question.model}"
 
 
 def _short(error: SightlineError) -> str:

@@ -151,21 +151,24 @@ def load(
     """The models by name, each loaded once; those that read texts with prompts or the question."""
     from sightline.models.load import load_model
 
-    def one(name: str) -> Adapter:
-        drawn = random_weights and name != "bundled"
+    def one(name: str) -> tuple[Adapter, dict[str, Any]]:
+        drawn: dict[str, Any] = {"random_weights": True} if random_weights and name != "bundled" else {}
         texts: list[dict[str, Any]] = [{"prompts": list(prompts)}] if prompts else []
         texts += [{"question": question}] if question is not None else []
         for said in texts:
             with suppress(ModelError):  # it takes the other kind of text, or none, as is found next
-                return load_model(name, random_weights=drawn, **said)
+                return load_model(name, **drawn, **said), {**drawn, **said}
         try:
-            return load_model(name, random_weights=drawn)
+            return load_model(name, **drawn), drawn
         except ModelError:
             if not texts:
                 raise
-        return load_model(name, random_weights=drawn, **texts[0])  # what was wrong with the texts is said
+        return load_model(name, **drawn, **texts[0]), {}  # what was wrong with the texts is said
 
-    return Offer({name: one(name) for name in models or ("bundled",)})
+    found = {name: one(name) for name in models or ("bundled",)}
+    return Offer(
+        {name: model for name, (model, _) in found.items()}, {name: given for name, (_, given) in found.items()}
+    )
 
 
 def _serve(listening: Any, app: Any, host: str, said: Callable[[str], None]) -> None:

@@ -83,7 +83,7 @@ def write_bundles(
     done = 0
     try:
         with waiting(f"loading {model}"):
-            from sightline.engine.spoken import spoken
+            from sightline.engine.spoken import parse_target
             from sightline.engine.targets import margin
             from sightline.flow import compare
             from sightline.heatmap import save
@@ -95,7 +95,7 @@ def write_bundles(
             named = [find(name) for name in names or () if name is not None]
             if named:  # else said once it is known what the model can be asked
                 check_options(named, given)
-            asked: list[Any] = [spoken(one) for one in targets] or [None]
+            asked: list[Any] = [parse_target(one) for one in targets] or [None]
             plain_targets: list[str | None] = [*targets] or [None]
             if contrast is not None:
                 asked = [margin(one, contrast) for one in plain_targets]

@@ -17,7 +17,7 @@ Targets = Annotated[
     typer.Option(
         "--target",
         metavar="CLASS",
-        help="Class name, a unique part of one, or number; again for more. Also log:CLASS, against, up, down, like:FILE, CLASS@X,Y, "
+        help="Class name, a unique part of one, or number; again for more. Also log:CLASS, for, against, up, down, like:FILE, CLASS@X,Y, "
         "CLASS@LEFT,TOP,RIGHT,BOTTOM, CLASS@MASK.png, instance:N, word:N, above:0.5; see docs/tasks.md. [default: the prediction]",
     ),
 ]
@@ -93,7 +93,10 @@ def run(
     target: Targets = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", help="See: sightline methods. [default: grad-cam, of a black box occlusion]"),
+        typer.Option(
+            "--method",
+            help="See: sightline methods. [default: grad-cam, of boxes and pixels hires-cam, of a black box occlusion]",
+        ),
     ] = None,
     layer: LayerNames = None,
     contrast: Contrast = None,

@@ -21,8 +21,9 @@ from sightline.engine.lean import lean
 from sightline.engine.targets import score_of
 from sightline.errors import LayerError, ModelError, SightlineError, TargetError
 from sightline.models.adapter import INPUT, Adapter, no_layers
+from sightline.models.dense import choose_layer
 from sightline.models.grids import Layout, volume
-from sightline.models.layers import choose, layout
+from sightline.models.layers import layout
 from sightline.models.outputs import only_grid, tensors_of, with_grid
 from sightline.models.twin import constant, isolated, submodule, twin
 
@@ -252,7 +253,7 @@ def check_input(x: Any, volumes: bool = False) -> None:
 def _default_layer(adapter: Adapter, x: Tensor) -> str:
     if adapter.layer is not None:
         return adapter.layer
-    return choose(adapter.module, x[:1], adapter.logits, adapter.grid)[0]
+    return choose_layer(adapter.module, x[:1], adapter.logits, adapter.grid)[0]
 
 
 def _is_input(adapter: Adapter, name: str) -> bool:

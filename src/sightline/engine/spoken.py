@@ -21,11 +21,11 @@ from sightline.models.view import View
 _DIGITS = 9  # of a number of a class, a box or a word
 
 
-def spoken(text: str, *, files: bool = True) -> TargetSpec:
-    """The target that a text stands for; one that is none of the forms is a class's name.
+def parse_target(text: str, *, files: bool = True) -> TargetSpec:
+    """The target that a text stands for, as `--target` takes it; one that is none of the forms is a class's name.
 
     Args:
-        text: as typed.
+        text: such as `cat`, `log:cat`, `against`, `down`, `like:other.jpg`, `cat@120,80`, `cat@10,20,200,180`, `instance:2`, `word:1`.
         files: whether it may name files of this machine; not where a stranger types it.
 
     What a form can't have is said once it is known that no class of the model is called so.

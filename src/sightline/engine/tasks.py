@@ -92,6 +92,11 @@ def class_index(name: str, adapter: Adapter, classes: int) -> int:
             "or its names: --class-names FILE (labels=[...])"
         )
     name = name if len(name) <= 100 else f"{name[:97]}..."
+    if adapter.task == "words":
+        answer = " ".join(labels)
+        raise TargetError(
+            f"the answer has no word {name!r}; it is {answer[:200]!r}, and its words are 1 to {classes} (word:1)"
+        )
     raise TargetError(
         f"{adapter.name} has no class {name!r}.{did_you_mean(name, labels, count=5)} Expected a name, a unique part of one, or a number from 0 to {classes - 1}"
     )

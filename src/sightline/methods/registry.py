@@ -201,9 +201,11 @@ def possible(adapter: Adapter) -> list[str]:
 
 
 def default(adapter: Adapter) -> str:
-    """The method that is taken where none is named: of a detector one whose map keeps to one of several boxes of a class."""
-    if adapter.task == "detection":
-        return "d-rise" if adapter.black_box else "hires-cam"
+    """The method that is taken where none is named: where a target has a place, one whose map keeps to it."""
+    if adapter.task == "detection" and adapter.black_box:
+        return "d-rise"
+    if adapter.task in ("detection", "segmentation") and not adapter.black_box:
+        return "hires-cam"  # grad-cam's weights are means over the whole picture
     return "occlusion" if adapter.black_box else "grad-cam"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sightline.errors import LayerError, ModelError
 from sightline.models.bands import bands_of, plain
 from sightline.models.black_box import BlackBox
-from sightline.models.dense import choose_layer, detector
+from sightline.models.dense import choose_layer, detector, memory_format
 from sightline.models.given import Finding
 from sightline.models.held import holding
 from sightline.models.keras_module import is_keras
@@ -194,8 +194,9 @@ def adapt(
             chosen, reason = choose_layer(module, ready, logits or unwrap, grid, dense)
         except ModelError as error:
             raise ModelError(
-                f"{error}. This was a plain picture of 256 x 256 that adapt tried{'' if frames is None else ', as every frame'}, which the preprocessing made {x.shape[-1]} x {x.shape[-2]}: "
-                "let it resize to what the model takes, or name layers=[...]"
+                f"{error}. adapt tried a plain picture{'' if frames is None else ', as every frame'}, of which the preprocessing made {tuple(x.shape)}: "
+                "let it make what the model takes (size, channels); for a model of films say frames=16, for one of several inputs "
+                "explained=... and others=..., or name layers=[...], so that nothing is tried"
             ) from error
         except LayerError as error:  # what looks at no layer can be asked all the same
             reason = str(error)
@@ -207,6 +208,7 @@ def adapt(
         preprocess=take,
         labels=names,
         logits=logits or unwrap,
+        memory_format=memory_format(module),
         grid=grid,
         task=task or ("detection" if dense else ""),
         levels=levels,

@@ -133,6 +133,13 @@ def _pooled(features: Any) -> list[Tensor]:
     return [one.mean(dim=(2, 3) if one.dim() == 4 else 1) for one in kept]
 
 
+def memory_format(module: nn.Module) -> torch.memory_format:
+    """How the input is laid out: torchvision's segmentations spend most of a map in wide convolutions, which a processor does faster channels-last."""
+    known = type(module).__module__.startswith("torchvision.models.segmentation.")
+    here = known and all(one.device.type == "cpu" for one in module.parameters())
+    return torch.channels_last if here else torch.preserve_format
+
+
 def _encoder(module: nn.Module) -> str | None:
     """The outermost part that is called as encoders are."""
     found = [name for name, _ in module.named_modules() if name.rpartition(".")[2] in _ENCODERS]

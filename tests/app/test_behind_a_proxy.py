@@ -156,13 +156,37 @@ def test_a_picture_over_the_limit_is_413_through_the_proxy(in_a_folder: Server) 
         assert answer.status_code == 413
 
 
-def test_the_whole_page_works_in_a_folder_of_a_site(in_a_folder: Server, browser: Any) -> None:
+def test_the_page_knows_that_it_was_asked_for_in_secret(in_a_folder: Server) -> None:
+    with visit(in_a_folder.url, "www.example.org") as client:
+        page = client.get("/", headers={"x-forwarded-proto": "https"})
+        assert f'"root":"https://www.example.org{FOLDER}"' in page.text
+
+
+def opened(browser: Any, address: str) -> tuple[Any, list[str]]:
+    """The page in a browser once it listens, and what it asked for in vain."""
+    tab = browser.new_page()
+    failed: list[str] = []
+    tab.on("response", lambda one: failed.append(one.url) if one.status >= 400 else None)
+    tab.goto(f"{address}/")
+    tab.wait_for_selector("#picture input[type=file]", state="attached")
+    tab.wait_for_selector("#answer .sightline-empty", state="visible")
+    tab.wait_for_timeout(500)
+    return tab, failed
+
+
+@pytest.mark.slow
+def test_a_person_gets_a_map_in_a_folder_of_a_site(in_a_folder: Server, browser: Any) -> None:
     with proxy(in_a_folder.url, FOLDER) as address:
-        tab = browser.new_page()
-        failed: list[str] = []
-        tab.on("response", lambda one: failed.append(f"{one.status} {one.url}") if one.status >= 400 else None)
-        tab.goto(f"{address}/")
-        tab.locator("input[type=file]").first.set_input_files(str(CAT))
-        tab.get_by_text("tabby").first.wait_for(timeout=30_000)
+        tab, failed = opened(browser, address)
+        tab.set_input_files("#picture input[type=file]", str(CAT))
+        tab.wait_for_selector("#answer [data-drawn]", state="attached", timeout=30_000)
         tab.close()
     assert not failed
+
+
+@pytest.mark.slow
+def test_without_a_root_path_the_page_in_a_folder_has_no_colours(server: Server, browser: Any) -> None:
+    with proxy(server.url, FOLDER) as address:
+        tab, failed = opened(browser, address)
+        tab.close()
+    assert any("/theme.css" in one for one in failed)

@@ -96,7 +96,8 @@ def check_shown(shown: str, said: str) -> None:
 
 
 def commands(block: str) -> list[str]:
-    return [line.partition("#")[0].strip() for line in block.splitlines() if line.partition("#")[0].strip()]
+    lines = [line.partition("#")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line]
 
 
 def run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +169,16 @@ def test_each_error_has_a_page_and_each_page_an_error() -> None:
     assert {name_of(page) for page in ERRORS} == {one.__name__ for one in CLASSES}
     for page in ERRORS:
         assert page.read_text(encoding="utf-8").startswith(f"# {name_of(page)}\n")
+
+
+def test_the_table_of_errors_says_of_each_what_its_docstring_says() -> None:
+    rows = re.findall(r"^\| \[(\w+)\]\((.*)\) \| (.*) \| (.*) \|$", (DOCS / "errors" / "index.md").read_text(), re.M)
+    assert [name for name, *_ in rows] == [one.__name__ for one in CLASSES]
+    for (_, page, also, means), one in zip(rows, CLASSES, strict=True):
+        assert name_of(Path(page)) == one.__name__
+        bases = {base.__name__ for base in one.__bases__} - {"SightlineError"}
+        assert set(re.findall(r"\w+", also)) == bases
+        assert means == (inspect.getdoc(one) or "").partition("\n")[0]
 
 
 @pytest.mark.parametrize("page", ERRORS, ids=lambda page: page.stem)

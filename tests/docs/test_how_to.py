@@ -104,10 +104,7 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     """One command of a page: ours in this process, others in one of their own."""
     words = shlex.split(line)
     if words[0] == "python":
-        done = subprocess.run(
-            [sys.executable, *words[1:]], capture_output=True, text=True, env=environment(), check=False
-        )
-        assert done.returncode == 0, done.stderr
+        in_a_process(words[1:])
         return
     assert words[0] == "sightline", f"no reader can run this offline: {line}"
     monkeypatch.setattr(sys, "argv", words)
@@ -116,6 +113,11 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr()
     assert not end.value.code, f"{line}: {shown.err}"
     assert shown.out, line
+
+
+def in_a_process(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -147,14 +149,12 @@ def each_picture_once(merged: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_explains_the_pictures_of_the_cluster_page(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ray_explains_the_pictures_of_the_cluster_page(folder: Path) -> None:
     pytest.importorskip("ray")
     blocks = BLOCK.finditer((DOCS / "how-to" / "cluster.md").read_text(encoding="utf-8"))
     lines = [line for block in blocks if block["kind"] == "bash" for line in commands(block["code"])]
     (line,) = (line for line in lines if "--engine ray" in line)
-    run(line, monkeypatch, capsys)
+    in_a_process(["-m", *shlex.split(line)])  # of its own, because Ray's parts talk over sockets
     assert (folder / "by-ray" / "summary.json").exists()
 
 

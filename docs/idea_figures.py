@@ -26,7 +26,7 @@ DEMO = Path(sightline.__file__).parent / "data" / "demo"
 CAT, COFFEE, ROCKET = (DEMO / f"{name}.jpg" for name in ("cat", "coffee", "rocket"))
 SMALL, WIDE = 190, 300  # pixels of a tile's longer side
 LAYER = "the last layer with places, bn2"
-CUT = "soup bowl"  # a class with evidence for and against it in the picture of the cup
+CUT = "mixing bowl"  # a class with evidence for and against it in the picture of the cup
 Array = np.ndarray[Any, Any]
 
 

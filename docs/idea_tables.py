@@ -25,6 +25,7 @@ IDEAS = HERE / "ideas"
 DEMO = Path(sightline.__file__).parent / "data" / "demo"
 PHOTOS = ("cat", "coffee", "rocket")
 MADE: tuple[Callable[..., Any], ...] = (looks_left, counts_red, both_patches, ignores_distractor)
+PICTURES = 8  # of each network; of both_patches' two have both
 # Those of transformers and of detectors can't be asked here; of the costly ones what is drawn is cut down.
 LEFT_OUT = ("attention-rollout", "attention-grad", "le-grad", "raw-attention", "d-rise")
 LESS: dict[str, dict[str, int]] = {
@@ -57,7 +58,7 @@ def planted() -> str:
     cases = []
     for make in MADE:
         made = make()
-        x = made.pictures(16, 0)
+        x = made.pictures(PICTURES, 0)
         truth = made.truth(x)
         there = truth.flatten(1).any(dim=1)  # in the others nothing counts
         cases.append((made.module, x[there], truth[there]))

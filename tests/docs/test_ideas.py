@@ -122,7 +122,7 @@ def test_the_table_of_planted_truth_is_what_is_computed(tables: dict[str, Any]) 
         cells = [cell.strip() for cell in rows[tables["link"](name)].split("|")[2:-1]]
         for make, at in ((looks_left, 0), (counts_red, 1), (ignores_distractor, 3)):
             made = make()
-            x = made.pictures(16, 0)
+            x = made.pictures(tables["PICTURES"], 0)
             found = tables["_inside"](name, made.module, x, made.truth(x))
             assert alike(found, cells[at]), f"{name}: run: python docs/idea_tables.py planted"
 

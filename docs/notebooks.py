@@ -114,7 +114,7 @@ def smallest(picture: bytes) -> tuple[str, bytes]:
     if image.width > WIDEST:
         image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
     jpeg, png = io.BytesIO(), io.BytesIO()
-    image.save(jpeg, "JPEG", quality=82, optimize=True, progressive=True)
+    image.save(jpeg, "JPEG", quality=76, optimize=True, progressive=True)
     image.quantize(256, dither=Image.Dither.NONE).save(png, "PNG", optimize=True)
     return min(("image/jpeg", jpeg.getvalue()), ("image/png", png.getvalue()), key=lambda one: len(one[1]))
 

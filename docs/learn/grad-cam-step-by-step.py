@@ -142,7 +142,9 @@ draw(
 
 # %%
 weights = gradients.mean(dim=(2, 3))[0]
-print(f"{(weights > 0).sum().item()} channels speak for {model.label(target)!r}, {(weights < 0).sum().item()} against it")
+print(
+    f"{(weights > 0).sum().item()} channels speak for {model.label(target)!r}, {(weights < 0).sum().item()} against it"
+)
 
 figure, place = plt.subplots(figsize=(9, 2.4), layout="constrained")
 place.bar(range(channels), weights.sort(descending=True).values, width=1)
@@ -173,7 +175,9 @@ draw(
     lowest=-limit,
     highest=limit,
 )
-print(f"it takes {counts[np.argmax(np.array(alike) > 0.9)]} channels of these steps until the map correlates by more than 0.9")
+print(
+    f"it takes {counts[np.argmax(np.array(alike) > 0.9)]} channels of these steps until the map correlates by more than 0.9"
+)
 
 # %% [markdown]
 # No single channel is "the cat channel". The map is what many channels say together.
@@ -242,7 +246,9 @@ plt.show()
 
 # %%
 cell = 1 / (height * width)
-print(f"one cell is {cell:.1%} of what the network saw: {x.shape[2] // height} x {x.shape[3] // width} pixels of its input")
+print(
+    f"one cell is {cell:.1%} of what the network saw: {x.shape[2] // height} x {x.shape[3] // width} pixels of its input"
+)
 
 # %% [markdown]
 # ## 9. The same in one line
@@ -316,7 +322,9 @@ for name, otherwise in (("shark", "cat"), ("elephant", "coffee"), ("iguana", "ro
     by_hand = grad_cam(model.module, model.layer, model.preprocess(one)[0][None], found.index)
     np.testing.assert_allclose(found.raw, by_hand.numpy(), rtol=1e-4, atol=1e-6)
     x_peak, y_peak = found.peak
-    print(f"   {found.title()}; strongest at {x_peak / one.width:.0%} from the left, {y_peak / one.height:.0%} from the top")
+    print(
+        f"   {found.title()}; strongest at {x_peak / one.width:.0%} from the left, {y_peak / one.height:.0%} from the top"
+    )
     for warning in found.warnings:
         print("   it says:", warning)
     overlays.append(found.overlay())

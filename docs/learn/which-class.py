@@ -24,8 +24,8 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image, ImageOps
 from pictures import SHIPPED, at_hand, draw, photo
+from PIL import Image, ImageOps
 
 import sightline
 
@@ -74,7 +74,9 @@ print(f"\nall {len(logits)} probabilities together: {probabilities.sum().item():
 first, second = seen.predictions[:2]
 ratio = first.probability / second.probability
 difference = (logits[first.index] - logits[second.index]).item()
-print(f"{first.label} is {ratio:.2f} times as probable as {second.label}; e to the {difference:.3f} is {np.exp(difference):.2f}")
+print(
+    f"{first.label} is {ratio:.2f} times as probable as {second.label}; e to the {difference:.3f} is {np.exp(difference):.2f}"
+)
 assert np.isclose(ratio, np.exp(difference), rtol=1e-3)
 
 # %% [markdown]
@@ -100,9 +102,13 @@ def share_in(heatmap, left, top, right, bottom):
 two = sightline.compare(seen, methods=["grad-cam"], targets=[upper, lower])
 halves = [share_in(one, 0, 0, 1, 0.5)[0] for one in two]
 for one, share in zip(two, halves, strict=True):
-    print(f"{one.label:14} logit {one.score:5.2f}, highest cell {one.evidence:.3f}, {share:.0%} of its heat in the upper half")
+    print(
+        f"{one.label:14} logit {one.score:5.2f}, highest cell {one.evidence:.3f}, {share:.0%} of its heat in the upper half"
+    )
 apart = halves[0] > 0.5 > halves[1]
-print("Each map is about its own thing." if apart else "The maps do NOT lie on their own things: don't trust them here.")
+print(
+    "Each map is about its own thing." if apart else "The maps do NOT lie on their own things: don't trust them here."
+)
 sightline.side_by_side(two)
 
 # %% [markdown]
@@ -115,7 +121,9 @@ sightline.side_by_side(two)
 # %%
 behind = sightline.explain(seen, target=background)
 inside, size = share_in(behind, *corner)
-print(f"{background}: logit {behind.score:.2f}, probability {behind.probability:.2%}, highest cell {behind.evidence:.3f}")
+print(
+    f"{background}: logit {behind.score:.2f}, probability {behind.probability:.2%}, highest cell {behind.evidence:.3f}"
+)
 print(f"the dashed part is {size:.0%} of what the model saw, and has {inside:.0%} of this map's heat;")
 others = [share_in(one, *corner)[0] for one in two]
 print(" and ".join(f"{share:.0%} of that for {one.label}" for one, share in zip(two, others, strict=True)))
@@ -142,7 +150,9 @@ draw(
 # %%
 sled = sightline.explain(seen, target="dogsled")
 strongest = max(one.evidence for one in two)
-print(f"dogsled: logit {sled.score:.2f}, highest cell {sled.evidence:.3f}, which is {sled.evidence / strongest:.0%} of the strongest map's")
+print(
+    f"dogsled: logit {sled.score:.2f}, highest cell {sled.evidence:.3f}, which is {sled.evidence / strongest:.0%} of the strongest map's"
+)
 for warning in sled.warnings:
     print("   it says:", warning)
 draw(
@@ -160,7 +170,9 @@ draw(
 # %%
 against = sightline.explain(seen, target="dogsled", method="hires-cam")
 below = (against.raw < 0).mean()
-print(f"{below:.0%} of the cells speak against; for and against together sum to {against.raw.sum():.2f}, the logit is {against.score:.2f}")
+print(
+    f"{below:.0%} of the cells speak against; for and against together sum to {against.raw.sum():.2f}, the logit is {against.score:.2f}"
+)
 sightline.side_by_side([against])
 
 # %% [markdown]
@@ -183,7 +195,9 @@ place.set_xlabel("highest cell of the map, in units of the score")
 place.set_ylabel("classes")
 place.legend()
 plt.show()
-print(f"half of all classes have a highest cell of more than {np.median(highest):.3f}; none at all: {(highest <= 0).sum()}")
+print(
+    f"half of all classes have a highest cell of more than {np.median(highest):.3f}; none at all: {(highest <= 0).sum()}"
+)
 
 # %% [markdown]
 # So almost every class finds *something*, and a map that is not empty proves nothing. Compare a map's highest value with those of classes that you know are not there.
@@ -220,7 +234,8 @@ sightline.side_by_side([max(two, key=lambda one: one.evidence), *fooled])
 # ```
 
 # %%
-near = next(one.label for one in seen.predictions if one.index in known and one.label != upper and one.index in there[next(iter(there))])
+relatives = next(iter(there.values()))
+near = next(one.label for one in seen.predictions if one.index in relatives and one.label != upper)
 targets = [upper, near, sightline.margin(upper, near)]
 rather = sightline.compare(seen, methods=["hires-cam"], targets=targets)
 for one in rather:

@@ -189,6 +189,7 @@ empty.panel()
 #
 # Methods that work in different ways should find the same places. `sightline.agreement` compares every pair: 1 is the same order of places, 0 is no relation.
 # Here two methods use gradients at the layer, one asks the end of the model again (recipro-cam), one hides parts of the picture (occlusion), one uses gradients of the pixels.
+# Maps that come out as one and the same count once.
 
 # %%
 methods = ["grad-cam", "grad-cam++", "recipro-cam", "occlusion", "integrated-gradients"]
@@ -209,7 +210,7 @@ draw(
 agreed["doubtful"].picture()
 
 # %% [markdown]
-# Maps that disagree can't all be right, and you don't know which is. But **agreement is no proof.** Look at what was printed for noise:
+# Maps that disagree can't all be right, and you don't know which is. But **agreement is no proof** of a good answer, and disagreement none of a bad one. Look at what was printed for noise and for the clear picture:
 
 # %%
 of_noise = agreed["noise"]
@@ -217,7 +218,11 @@ if of_noise.median is not None and not of_noise.disagree:
     print(f"In noise the methods agree (median {of_noise.median:.2f}), on a {of_noise.target} that isn't there.")
     print("They agree about what moved the score. Nobody asked whether the score is worth anything.")
 else:
-    print("In noise the methods disagree, too: here that is one more sign of a guess.")
+    print(f"In noise the methods disagree: no place in it is what the model means by {of_noise.target}.")
+of_clear = agreed["clear"]
+if of_clear.disagree and maps["clear"].probability >= 0.5:
+    print(f"In the clear picture they disagree, too, though the model is sure of {of_clear.target}:")
+    print("it is the maps that are in doubt there, not the answer.")
 
 # %% [markdown]
 # ## 5. Do the layers agree?

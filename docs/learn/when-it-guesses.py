@@ -218,7 +218,7 @@ if of_noise.median is not None and not of_noise.disagree:
     print(f"In noise the methods agree (median {of_noise.median:.2f}), on a {of_noise.target} that isn't there.")
     print("They agree about what moved the score. Nobody asked whether the score is worth anything.")
 else:
-    print(f"In noise the methods disagree: no place in it is what the model means by {of_noise.target}.")
+    print(f"In noise the methods disagree about {of_noise.target}.")
 of_clear = agreed["clear"]
 if of_clear.disagree and maps["clear"].probability >= 0.5:
     print(f"In the clear picture they disagree, too, though the model is sure of {of_clear.target}:")

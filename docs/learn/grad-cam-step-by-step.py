@@ -57,7 +57,7 @@ draw([image, shown.permute(1, 2, 0).numpy()], ["the photograph", "what the netwo
 # ## 2. The forward pass
 #
 # The network gives one number for each class, its **logit**. Higher means more evidence. **Softmax** turns all logits into probabilities:
-# it takes $e^{logit}$ of each and divides by their sum.
+# it takes `exp(logit)` of each and divides by their sum.
 #
 # While it runs, we keep what one layer says. A **forward hook** is a function that PyTorch calls with a layer's output.
 
@@ -138,7 +138,9 @@ draw(
 #
 # Grad-CAM takes the mean of a channel's gradients as the channel's **weight**: how much it counts for the target.
 #
-# $$w_k = \frac{1}{h\,w} \sum_{i,j} \frac{\partial\, score}{\partial A^k_{ij}}$$
+# ```text
+# weight of channel k = mean over all cells (i, j) of  d logit / d A_k(i, j)
+# ```
 
 # %%
 weights = gradients.mean(dim=(2, 3))[0]
@@ -180,7 +182,7 @@ print(
 )
 
 # %% [markdown]
-# No single channel is "the cat channel". The map is what many channels say together.
+# The map is what many channels say together.
 #
 # What do the values mean? In *this* network they can be added up: the sum of the whole map, and the last layer's own constant (its bias), make the logit.
 

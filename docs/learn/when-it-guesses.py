@@ -48,7 +48,7 @@ draw(list(pictures.values()), list(pictures), columns=6)
 #
 # ## 1. It always answers
 #
-# How sure is the model? Its highest probability is one figure. Another is the **number of classes that it hesitates between**: $e^{H}$, where $H = -\sum_k p_k \log p_k$ is the entropy of its
+# How sure is the model? Its highest probability is one figure. Another is the **number of classes that it hesitates between**: `exp(H)`, where `H`, minus the sum of all `p * log(p)`, is the entropy of its
 # probabilities. It is 1 when all is on one class, and 1,000 when all classes are equal.
 
 # %%

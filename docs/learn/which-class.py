@@ -256,7 +256,9 @@ draw(
 #
 # You may also explain the probability itself. Then each class is compared with *all* others at once, each as much as the model believes in it:
 #
-# $$\frac{\partial \log p_c}{\partial A} = \frac{\partial z_c}{\partial A} - \sum_k p_k \frac{\partial z_k}{\partial A}$$
+# ```text
+# map of log-probability(c) = map of logit(c) - sum over all classes k of  probability(k) * map of logit(k)
+# ```
 
 # %%
 index = model.labels.index(upper)

@@ -20,6 +20,7 @@ nb_merge_streams = True
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+napoleon_use_ivar = True  # else each attribute of a record is listed twice
 napoleon_custom_sections = [("Formula", "params_style")]
 
 html_theme = "furo"

@@ -124,7 +124,7 @@ def fit(
     """Trains a classifier on folders of pictures, and shows after each epoch where it looks.
 
     Args:
-        data: DATA/train/CLASS/*, DATA/val/CLASS/*; or DATA/CLASS/*, of which a share is put aside.
+        data: with pictures in DATA/train/CLASS and DATA/val/CLASS; or in DATA/CLASS, of which a share is put aside.
         model: a pretrained model of timm or torchvision, as in `load_model`; its head is replaced.
         output: a folder for the model, curves, maps, mistakes and the summary page; itself a model for `load_model`.
         epochs: at most.

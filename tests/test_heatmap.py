@@ -766,3 +766,11 @@ def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> N
 def test_a_name_with_a_zero_byte_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         save([heatmap()], f"{tmp_path}/x\0y")
+
+
+def test_a_map_is_printed_in_a_line() -> None:
+    heat = sightline.explain(Path(sightline.__file__).parent / "data" / "demo" / "coffee.jpg")
+    assert (
+        repr(heat) == f"<Heatmap of {heat.image}: espresso, 95 %, grad-cam at bn2, 7 x 7, highest {heat.evidence:.3g}>"
+    )
+    assert len(repr([heat, heat])) < 400

@@ -114,7 +114,11 @@ class Heatmap:
     warnings: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    origin: Origin | None = field(default=None, repr=False)
+    origin: Origin | None = None
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.raw.shape))
+        return f"<Heatmap of {self.image}: {self.title()}, {self.method} at {self.layer}, {size}, highest {self.evidence:.3g}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "origin": None}  # a model and its functions are not for a file of results

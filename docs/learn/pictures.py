@@ -1,9 +1,11 @@
-"""Where the notebooks take their pictures from."""
+"""Where the notebooks take their pictures from, and how they show them."""
 
 from __future__ import annotations
 
 import os
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -27,3 +29,14 @@ def photo(name: str, otherwise: str = "cat") -> Image.Image:
     else:
         print(f"no photograph of {name} is at hand (SIGHTLINE_PHOTOS=FOLDER): the shipped {otherwise}.jpg stands in")
     return sightline.read_image(path)[0]
+
+
+def shown(picture: Image.Image, says: str, width: int = 1000) -> Any:
+    """A picture as a notebook shows it: a JPEG of at most so many pixels across, so that the file stays small; `says` in words."""
+    from IPython.display import Image as Shown
+
+    width = min(width, picture.width)
+    height = round(picture.height * width / picture.width)
+    file = BytesIO()
+    picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=80)
+    return Shown(file.getvalue(), format="jpeg", alt=says)

@@ -10,6 +10,7 @@
 
 # %%
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 import sightline
 from sightline.testing import COLOURS, SIDE, draw
 
+warnings.filterwarnings("ignore", message="IProgress not found")  # of a bar that isn't shown here
 picture = photo("cat", otherwise="cat")
 model = sightline.load_model("bundled")
 look = sightline.look(picture, model)
@@ -52,7 +54,7 @@ def beside(*names: str) -> object:
     return shown(drawn, ", ".join(names) + ", side by side", 1100)
 
 
-asked("grad-cam")  # what runs first also sets things up: it is asked again below, and only that counts
+_ = asked("grad-cam")  # what runs first also sets things up: it is asked again below, and only that counts
 
 # %% [markdown]
 # ## Relatives of Grad-CAM
@@ -73,7 +75,7 @@ beside("grad-cam", "grad-cam++", "hires-cam")
 at_end = np.abs(np.maximum(maps["hires-cam"].raw, 0) - maps["grad-cam"].raw).max() / maps["grad-cam"].raw.max()
 print(f"last layer: grad-cam and what is positive of hires-cam differ by {at_end:.1e} of the maximum")
 early = sightline.compare(
-    picture, model, methods=["grad-cam", "hires-cam", "layer-cam"], targets=[TARGET], layer="blocks.3"
+    picture, model, methods=["grad-cam", "hires-cam", "layer-cam"], targets=[TARGET], layer="blocks.3", same_scale=False
 )
 one, other = (np.maximum(found.raw, 0) / np.maximum(found.raw, 0).sum() for found in early[:2])
 print(f"layer blocks.3: {np.abs(one - other).sum() / 2:.0%} of their heat lies elsewhere")
@@ -90,7 +92,7 @@ shown(sightline.side_by_side(early, same_scale=False), "three methods at an earl
 #
 # - **Saliency**: how much the score would move if this pixel changed a little. It tells where the score is *sensitive*, which is not what made it high.
 # - **SmoothGrad**: the mean of that over noisy copies, because the gradient of one picture flickers.
-# - **Guided backprop**: a gradient with another rule, which gives handsome edges. It is here because you will meet it. Wait for its trust card.
+# - **Guided backprop**: a gradient with another rule, which follows edges. It is here because you will meet it. Wait for its trust card.
 
 # %%
 asked("saliency")
@@ -100,9 +102,8 @@ beside("saliency", "smooth-grad", "guided-backprop")
 
 # %%
 error = maps["smooth-grad"].details["standard error"]
-print(
-    f"smooth-grad, 10 copies: the standard error is {np.median(error / np.maximum(maps['smooth-grad'].raw, 1e-12)):.0%} of a pixel's value (median)"
-)
+relative = np.median(error / np.maximum(maps["smooth-grad"].raw, 1e-12))
+print(f"smooth-grad, 10 copies: the standard error is {relative:.0%} of a pixel's value (median)")
 
 # %% [markdown]
 # The **standard error** says how far another draw of the noise would lead. It falls with the square root of the number of copies: four times as many
@@ -112,18 +113,17 @@ print(
 #
 # Integrated Gradients walks from a **baseline**, a picture without evidence, to the photograph, and adds up the gradients on the way. It promises
 # **completeness**: the map sums to what the score rose by on that way. A promise with a number in it can be checked. The baseline here is 0 in the units of
-# the model's input, the mean colour of the pictures that it was trained on: a plain grey.
+# the model's input, which is an even grey.
 
 # %%
 x = model.preprocess(picture)[0][None]
 with torch.inference_mode():
     rise = float(model.module(x)[0, TARGET] - model.module(torch.zeros_like(x))[0, TARGET])
 print(f"by plain PyTorch: the score rises by {rise:.3f} from the baseline to the photograph\n")
-for steps in (8, 16, 32):
+for steps in (8, 16, 48):
     found = asked("integrated-gradients", steps=steps)
-    print(
-        f"{steps:3} steps: the map sums to {found.raw.sum():7.3f}, {abs(found.raw.sum() - rise) / abs(rise):6.1%} off"
-    )
+    total = float(found.raw.sum())
+    print(f"{steps:3} steps: the map sums to {total:7.3f}, {abs(total - rise) / abs(rise):6.1%} off")
 
 # %% [markdown]
 # Where the last line is far off, the way was cut into too few steps for a score that bends as much as this one; the map says so itself, among its warnings.
@@ -134,17 +134,16 @@ for steps in (8, 16, 32):
 # %%
 grey = maps["integrated-gradients"]
 black = sightline.explain(
-    picture, model, method="integrated-gradients", target=TARGET, options={"steps": 32, "baseline": "black"}
+    picture, model, method="integrated-gradients", target=TARGET, options={"steps": 48, "baseline": "black"}
 )
-print(
-    f"from black the score rises by {black.details['rise']:.3f}; the map is {abs(black.details['residual'] / black.details['rise']):.1%} off"
-)
+off = abs(black.details["residual"] / black.details["rise"])
+print(f"from black the score rises by {black.details['rise']:.3f}; the map is {off:.1%} off")
 print(f"correlation of the two maps, pixel by pixel: {np.corrcoef(grey.raw.ravel(), black.raw.ravel())[0, 1]:.2f}")
 shown(sightline.side_by_side([grey, black], same_scale=False), "integrated gradients from grey and from black", 1100)
 
 # %% [markdown]
-# What is black in the photograph can get nothing from a black baseline: the method multiplies by how far the pixel moved. So **say the baseline with the
-# map**. Sightline does, under each.
+# The left map is from grey, the right one from black. What is black in the photograph can get nothing from a black baseline: the method multiplies by how
+# far the pixel moved. So **say the baseline with the map**. Sightline does, under each.
 #
 # ## Nothing but questions
 #
@@ -159,23 +158,24 @@ shown(sightline.side_by_side([grey, black], same_scale=False), "integrated gradi
 # %%
 asked("lime", samples=150, segments=30)
 asked("kernel-shap", samples=150, segments=30)
-asked("rise", samples=100)
+asked("rise", samples=80)
 few = maps["rise"]
-asked("rise", samples=400)
+asked("rise", samples=320)
 beside("lime", "kernel-shap", "rise")
 
 # %%
 print(f"lime: its straight line follows {maps['lime'].details['fit']:.0%} of what the score does (weighted R^2)")
 shares = maps["kernel-shap"].details["coefficients"]
 error = maps["kernel-shap"].details["standard error"]
-print(
-    f"kernel-shap: {len(shares)} shares add up to {shares.sum():.4f}; the picture adds {maps['kernel-shap'].details['rise']:.4f} to the score"
-)
+added = maps["kernel-shap"].details["rise"]
+print(f"kernel-shap: {len(shares)} shares add up to {shares.sum():.4f}; the picture adds {added:.4f} to the score")
 print(f"             largest share {np.abs(shares).max():.2f}, largest standard error {error.max():.2f}")
-for found, masks in ((few, 100), (maps["rise"], 400)):
-    error = found.details["standard error"]
-    print(f"rise, {masks} masks: largest value {np.abs(found.raw).max():.2f}, largest standard error {error.max():.2f}; two halves of the masks agree by "
-          f"{found.details['convergence']['agreement'][-1]:.2f}")  # fmt: skip
+for found, masks in ((few, 80), (maps["rise"], 320)):
+    largest, error = np.abs(found.raw).max(), found.details["standard error"].max()
+    alike = found.details["convergence"]["agreement"][-1]
+    print(
+        f"rise, {masks} masks: largest value {largest:.2f}, largest standard error {error:.3f}; two halves of the masks correlate by {alike:.2f}"
+    )
 
 # %% [markdown]
 # Read the last two lines together. The standard error of RISE falls with the square root of the number of masks, so four times as many halve it; the paper
@@ -207,8 +207,8 @@ print(agreement.says)
 shown(agreement.picture(), "how far each pair of methods agrees", 900)
 
 # %% [markdown]
-# Agreement is no proof: methods that are made alike agree when they are wrong alike. Disagreement is a warning: at most one of the two maps can be the
-# reason.
+# Agreement is no proof: methods that are made alike agree when they are wrong alike. Disagreement is a warning: the methods ask different questions, and
+# none of their maps alone may be shown as *the* reason.
 #
 # ## Trust cards
 #
@@ -240,9 +240,10 @@ shown(cards["grad-cam"].panel(), "the trust card of grad-cam", 1000)
 # `trust(full=True)` runs it. *Weak* is common and honest: where the object lies in the middle of the photograph, a blob in the middle is hard to beat.
 # *Supported* only says that these checks were passed.
 #
-# **Look at guided backprop again**, the sharpest picture of the page. Randomisation is the check that it is known to fail: its map hardly changes when the
-# upper layers of the model are made random, because it shows edges of the photograph, and those were there before the model had learned anything. The line
-# above says how it came out on this photograph. How clear a map looks says nothing about whether it is true.
+# **Look at guided backprop again.** A map like this convinces many people, because it follows what they see themselves. Randomisation is the check that it
+# is known to fail: its map hardly changes when the upper layers of the model are made random. It shows edges of the photograph, and those were there before
+# the model had learned anything. The lines above the card say how it came out on this photograph. How convincing a map looks says nothing about whether it
+# is true.
 #
 # ## A vision transformer
 #
@@ -309,7 +310,7 @@ colours = ("red", "green", "blue", "yellow")
 small = sightline.adapt(network, preprocess=prepared, labels=colours, name="a very small transformer")
 values = (unseen.pictures[0].transpose(1, 2, 0) * 255).round().astype(np.uint8)
 scene = Image.fromarray(values).resize((SIDE * 8, SIDE * 8), Image.Resampling.NEAREST)
-followed = sightline.compare(scene, small, methods=FOLLOWED, targets=[int(unseen.classes[0])])
+followed = sightline.compare(scene, small, methods=FOLLOWED, targets=[int(unseen.classes[0])], same_scale=False)
 shown(
     sightline.side_by_side(followed, same_scale=False),
     f"one scene, in which the object is {colours[unseen.classes[0]]}: four maps",

@@ -4,26 +4,28 @@
 # You train a small classifier, watch where it looks while it learns, and then make it cheat: you plant a *shortcut*, a mark that all pictures of one class
 # bear. Its accuracy will not tell you. This page shows what does.
 #
-# It takes under a minute on one core, and needs the extras `train` and `audit`: `pip install 'sightline[train,audit]'`.
+# It takes about a minute on one core, and needs the extras `train` and `audit`: `pip install 'sightline[train,audit]'`.
 
 # %%
 import csv
 import random
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 from pictures import OWN, SHIPPED, shown
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 import sightline
 from sightline.train import EVEN_BORDER, border_share, fit, frame, shots
 
+warnings.filterwarnings("ignore", message="IProgress not found")  # of a bar that isn't shown here
 temporary = tempfile.TemporaryDirectory()  # goes when the notebook ends
 work = Path(temporary.name)
 # The model shrinks pictures to 256 pixels and cuts 16 off each side.
 SIDE, CUT = 256, 16
-COUNTS = {"train": 24, "val": 16}
+COUNTS = {"train": 24, "val": 12}
 
 # %% [markdown]
 # ## The pictures
@@ -32,9 +34,10 @@ COUNTS = {"train": 24, "val": 16}
 # learns from it.
 #
 # This page takes photographs of cats and dogs from `../shared/data/cats-vs-dogs`, or from `cats-vs-dogs` in the folder that `SIGHTLINE_PHOTOS` names. Where
-# there are none, it makes two classes out of two photographs that come with Sightline: parts of a cat and parts of a rocket, cut out at random, mirrored and
-# recoloured. Then `val` holds parts of the *same two photographs*. So its accuracy says nothing about other cats. It is good enough to learn the method, and
-# nothing else.
+# there are none, it makes two classes out of two photographs that come with Sightline, a cat and a rocket: parts of them, cut out at random, mirrored and
+# recoloured, which stand *upright*, and others which stand *upside down*. To tell these apart is a task of real life, as anyone knows who has scanned a box
+# of photographs. But then `val` holds parts of the *same two photographs*, so that its accuracy says nothing about other photographs. It is good enough to
+# learn the method, and nothing else.
 
 
 # %%
@@ -56,7 +59,7 @@ def part(photo: Image.Image, chance: random.Random) -> Image.Image:
     left, top = chance.uniform(0, photo.width - side), chance.uniform(0, photo.height - side)
     found = squared(photo, (left, top, left + side, top + side))
     if chance.random() < 0.5:
-        found = found.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        found = ImageOps.mirror(found)
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         found = change(found).enhance(chance.uniform(0.6, 1.4))
     return found
@@ -68,7 +71,7 @@ def opened(file: Path) -> Image.Image:
 
 photographs = Path(OWN) / "cats-vs-dogs"
 REAL = bool(OWN) and all((photographs / side / name).is_dir() for side in COUNTS for name in ("cat", "dog"))
-CLASSES = ("cat", "dog") if REAL else ("cat", "rocket")
+CLASSES = ("cat", "dog") if REAL else ("upright", "upside-down")
 chance = random.Random(0)
 data: dict[tuple[str, str], list[Image.Image]] = {}
 for side, count in COUNTS.items():
@@ -77,12 +80,13 @@ for side, count in COUNTS.items():
             files = chance.sample(sorted((photographs / side / name).glob("*.jpg")), count)
             data[side, name] = [middle(opened(file)) for file in files]
         else:
-            data[side, name] = [part(opened(SHIPPED / f"{name}.jpg"), chance) for _ in range(count)]
+            parts = [part(opened(SHIPPED / f"{('cat', 'rocket')[at % 2]}.jpg"), chance) for at in range(count)]
+            data[side, name] = [one if name == "upright" else ImageOps.flip(one) for one in parts]
 
 print(
     "photographs of cats and dogs"
     if REAL
-    else "parts of the two photographs that come with Sightline: a cat, and a rocket"
+    else "parts of a photograph of a cat and of one of a rocket, upright and upside down"
 )
 print({f"{side}/{name}": len(pictures) for (side, name), pictures in data.items()})
 
@@ -101,7 +105,8 @@ shown(row_of([*data["train", CLASSES[0]][:4], *data["train", CLASSES[1]][:4]]), 
 # ## Train
 #
 # `fit` takes the network that comes with Sightline, which was trained on a million photographs, and keeps it as it is (`freeze="trunk"`). Only its last
-# layer is new and learns. That is why so few pictures are enough. `fit` also returns what it noticed about the pictures.
+# layer is new and learns. That is why so few pictures are enough. Pictures of 160 pixels instead of 224 take half the time and give a coarser map. `fit`
+# also says what it noticed about the pictures.
 
 
 # %%
@@ -116,13 +121,12 @@ def lay_out(folder: Path, pictures: dict[tuple[str, str], list[Image.Image]]) ->
 
 def train(name: str, pictures: dict[tuple[str, str], list[Image.Image]]) -> Path:
     """Trains on them; the folder of the run."""
-    trained = fit(
-        lay_out(work / "data" / name, pictures), output=work / "runs" / name, epochs=6, patience=6, loggers=[]
-    )
+    folder, run = lay_out(work / "data" / name, pictures), work / "runs" / name
+    trained = fit(folder, output=run, size=160, epochs=4, learning_rate=0.005, loggers=[])
     print(f"{name}: {trained.headline}")
     for sentence in trained.told:
         print("  ", sentence)
-    return trained.folder
+    return run
 
 
 bare = train("bare", data)
@@ -136,7 +140,7 @@ bare = train("bare", data)
 # pictures rises, the model learns by heart. The panels on the right say where the heat of the maps lies. They come next.
 
 # %%
-shown(Image.open(bare / "curves.png"), "loss, accuracy, and where the heat lies, over the epochs", 1200)
+shown(Image.open(bare / "curves.png"), "loss, accuracy, and where the heat lies, over the epochs", 1000)
 
 # %% [markdown]
 # ## Predictions
@@ -150,9 +154,8 @@ shown(Image.open(bare / "confusion.png"), "which class was taken for which", 420
 # %%
 with open(bare / "predictions.csv", newline="", encoding="utf-8") as file:
     said = list(csv.DictReader(file))
-columns = list(said[0])
-print(" | ".join(columns))
-for line in sorted(said, key=lambda line: float(line["probability"]))[:5]:
+print(" | ".join(said[0]))
+for line in sorted(said, key=lambda line: float(line["probability of predicted"]))[:5]:
     print(" | ".join(line.values()))
 
 # %% [markdown]
@@ -166,7 +169,7 @@ for line in sorted(said, key=lambda line: float(line["probability"]))[:5]:
 
 # %%
 film = Image.open(bare / "film.png")
-shown(film, "where the network looks after each epoch", 1300)
+shown(film, "where the network looks after each epoch", 720)
 
 # %% [markdown]
 # ## Ask the model
@@ -224,10 +227,10 @@ shown(
 # The film of the planted run first, then that of the control. Where does the heat of the first class gather?
 
 # %%
-shown(Image.open(planted / "film.png"), "film of the model that was trained with the shortcut", 1300)
+shown(Image.open(planted / "film.png"), "film of the model that was trained with the shortcut", 720)
 
 # %%
-shown(Image.open(control / "film.png"), "film of the control", 1300)
+shown(Image.open(control / "film.png"), "film of the control", 720)
 
 # %% [markdown]
 # ## Measure it
@@ -263,7 +266,7 @@ for name, one in models.items():
 print(f"{'even':12} {EVEN_BORDER:15.0%} {EVEN_BORDER:15.0%} {even:20.0%} {even:20.0%}")
 more = figures["planted"][2] - figures["control"][2]
 print(
-    f"\nOn pictures of {first}, the planted model has {abs(more):.0%} {'more' if more > 0 else 'less'} of its heat on the cup than the control (in points)."
+    f"\nOn pictures of {first}, the planted model has {abs(more) * 100:.0f} {'more' if more > 0 else 'less'} of its heat on the cup than the control, in points of a hundred."
 )
 
 # %% [markdown]
@@ -308,7 +311,7 @@ def audited(name: str) -> sightline.Audit:
     """The verdict on one of the models, over all pictures that it was made with."""
     run = work / "maps" / name
     sightline.explain_all(work / "data" / name, work / "runs" / name, output=run)
-    return sightline.audit_run(run, model=work / "runs" / name, budget=900)
+    return sightline.audit_run(run, model=work / "runs" / name, budget=450)
 
 
 audits = {name: audited(name) for name in ("planted", "control")}

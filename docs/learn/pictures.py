@@ -38,5 +38,5 @@ def shown(picture: Image.Image, says: str, width: int = 1000) -> Any:
     width = min(width, picture.width)
     height = round(picture.height * width / picture.width)
     file = BytesIO()
-    picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=80)
+    picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=70)
     return Shown(file.getvalue(), format="jpeg", alt=says)

@@ -1,10 +1,11 @@
-"""Where the notebooks take their pictures from, and how they lay several out."""
+"""Where the notebooks take their pictures from, and how they show them."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,14 @@ def draw(
 def _height(picture: Any) -> float:
     width, height = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
     return float(height / width)
+
+
+def shown(picture: Image.Image, says: str, width: int = 1000) -> Any:
+    """A picture as a notebook shows it: a JPEG of at most so many pixels across, so that the file stays small; `says` in words."""
+    from IPython.display import Image as Shown
+
+    width = min(width, picture.width)
+    height = round(picture.height * width / picture.width)
+    file = BytesIO()
+    picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=70)
+    return Shown(file.getvalue(), format="jpeg", alt=says)

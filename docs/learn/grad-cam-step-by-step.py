@@ -289,7 +289,8 @@ def loaded(name):
     try:
         return sightline.load_model(name), ""
     except sightline.SightlineError as error:
-        print(f"{name}: {error}\n")
+        said = str(error)
+        print(said.partition(" from ")[0] + ".", said.partition(". ")[2], "\n")
     torch.manual_seed(0)
     return sightline.load_model(name, random_weights=True), "\nrandom weights: the map means nothing"
 

@@ -774,3 +774,10 @@ def test_a_map_is_printed_in_a_line() -> None:
         repr(heat) == f"<Heatmap of {heat.image}: espresso, 95 %, grad-cam at bn2, 7 x 7, highest {heat.evidence:.3g}>"
     )
     assert len(repr([heat, heat])) < 400
+
+
+def test_many_targets_wrap_into_rows_that_can_be_looked_at() -> None:
+    few = side_by_side([heatmap(label=f"class {number}") for number in range(6)])
+    many = side_by_side([heatmap(label=f"class {number}") for number in range(30)])
+    assert many.width == few.width
+    assert many.height > 3 * few.height

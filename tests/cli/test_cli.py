@@ -968,3 +968,24 @@ def test_a_real_process_prints_nothing_but_its_answer(photo: Path, tmp_path: Pat
     result = finish(start("explain", photo, "--json", "-o", tmp_path / "out"))
     assert (result.code, result.err) == (0, "")
     assert len(result.lines) == 1
+
+
+def test_a_device_is_where_the_model_runs(cli: Run, photo: Path) -> None:
+    assert cli("explain", photo, "--device", "cpu", "-o", "out").code == 0
+    assert bundles(Path("out")) == {"cat"}
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("gpu", "--device 'gpu'; expected cpu, cuda, cuda:1, mps or xpu"),
+        ("meta", "expected cpu"),
+        ("cuda:1234", "expected cpu"),
+        ("cuda:999", "can't be moved to cuda:999: "),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(cli: Run, photo: Path, device: str, says: str) -> None:
+    done = cli("explain", photo, "--model", SMALL, "--random-weights", "--device", device)
+    assert done.code == 2
+    assert says in done.err
+    assert not Path("sightline-out").exists()

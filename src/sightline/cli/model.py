@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sightline.models.adapter import Adapter
 
 _LONGEST = 50_000_000
+_DEVICES = r"cpu|mps|(cuda|xpu)(:\d{1,3})?"
 
 
 @dataclass(frozen=True)
@@ -28,24 +30,29 @@ class Chosen:
     Attributes:
         name: as given.
         said: what was said of it, as keyword arguments of `load_model`.
+        device: where it is to run, by torch's name; the processor when left out.
     """
 
     name: str
     said: dict[str, Any]
+    device: str | None = None
 
     def load(self, for_layer: str | Sequence[str] | None = None) -> Adapter:
         """Loads it.
 
         Raises:
-            ModelError: as `load_model`.
+            ModelError: as `load_model`; or it can't run on that device.
         """
         from sightline.models import load
 
-        return load.load_model(self.name, **self.said, for_layer=for_layer)
+        adapter = load.load_model(self.name, **self.said, for_layer=for_layer)
+        if self.device is not None:
+            _move(adapter, self.device)
+        return adapter
 
     def called(self, name: str | None) -> Chosen:
         """The same under another name, where one was given."""
-        return self if name is None else Chosen(name, self.said)
+        return self if name is None else Chosen(name, self.said, self.device)
 
     def built(self) -> Adapter:
         """As its source gives it, to look at its layers: with random weights where a name alone would have to be fetched."""
@@ -59,6 +66,23 @@ class Chosen:
 
     def __str__(self) -> str:
         return plain(self.name)
+
+
+def _move(adapter: Adapter, device: str) -> None:
+    import torch
+
+    if not re.fullmatch(_DEVICES, device):
+        raise ModelError(f"--device {device[:40]!r}; expected cpu, cuda, cuda:1, mps or xpu")
+    if adapter.black_box:
+        raise ModelError(f"{adapter.name} is a black box and runs where it wants; leave --device out")
+    try:
+        adapter.module.to(device)
+    except (RuntimeError, AssertionError) as error:  # as torch says it of a device that isn't there
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        found = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        raise ModelError(
+            f"{adapter.name} can't be moved to {device}: {first.rstrip('.')}. Here are cpu{''.join(f', cuda:{index} ({name})' for index, name in enumerate(found))}"
+        ) from error
 
 
 def takes_a_model(command: Callable[..., None]) -> Callable[..., None]:
@@ -134,6 +158,10 @@ def _model_options(
             help="What to ask of a picture (LLaVA and its like); the answer's words are the targets.",
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME", help="Where it runs, such as cuda or cuda:1. [default: cpu]"),
+    ] = None,
 ) -> None:
     """The options; see `takes_a_model`."""
 
@@ -149,6 +177,7 @@ def _chosen(
     task: str,
     prompt: list[str] | None,
     question: str | None,
+    device: str | None,
 ) -> Chosen:
     said: dict[str, Any] = {"weights": weights, "random_weights": random_weights, "num_classes": num_classes}
     said |= {"trust_code": trust_code, "task": task, "prompts": prompt or None, "question": question}
@@ -158,7 +187,7 @@ def _chosen(
         if not (name and equals and value):
             raise ModelError(f"--preprocess {text!r}; expected NAME=VALUE, such as size=320 or mean=0.5,0.5,0.5")
     said["preprocess"] = {name: _number(value) for name, _, value in parts} or None
-    return Chosen(model, said)
+    return Chosen(model, said, device)
 
 
 def _number(text: str) -> Any:

@@ -222,10 +222,14 @@ cards = {
     for name in ("grad-cam", "saliency", "guided-backprop", "integrated-gradients", "kernel-shap", "rise")
 }
 checks = [one.name for one in next(iter(cards.values())).checks]
-print(" " * 21 + "".join(f"{name:>19}" for name in checks) + "   verdict")
+print(" " * 21 + "".join(f"{name:>19}" for name in checks) + "  pictures   verdict")
 for name, card in cards.items():
     outcomes = {one.name: one.outcome for one in card.checks}
-    print(f"{name:21}" + "".join(f"{outcomes.get(check, '-'):>19}" for check in checks) + f"   {card.verdict}")
+    print(
+        f"{name:21}"
+        + "".join(f"{outcomes.get(check, '-'):>19}" for check in checks)
+        + f"{card.forwards:>10}   {card.verdict}"
+    )
 
 # %%
 print("guided-backprop:", cards["guided-backprop"].because)

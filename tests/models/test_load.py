@@ -128,7 +128,7 @@ def test_the_bundled_model_takes_no_other_weights(tmp_path: Path) -> None:
         ("resnet18", "'timm:resnet18'"),
         ("resnet18", "'torchvision:resnet18'"),
         ("torchvison:resnet18", "'torchvision:resnet18'"),
-        ("torchvision:fasterrcnn_resnet50_fpn", "resnet"),  # no classifier
+        ("torchvision:fasterrcnn_resnet51_fpn", "'fasterrcnn_resnet50_fpn'"),
         ("torchvision:resnet50.tv_in1k", "'resnet50'"),
     ],
 )

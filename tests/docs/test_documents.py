@@ -70,7 +70,12 @@ def commands() -> list[str]:
 
 # One of them shows the model each of 1,280 channels without it, another 50 pictures forth and back and 85 forth: half of
 # all their time. What they run is run for each method, and with three methods in one, in tests/cli/test_asking.py.
-LONG = ("--method ablation-cam", "--method integrated-gradients --method occlusion")
+LONG = (
+    "--method ablation-cam",
+    "--method integrated-gradients --method occlusion",
+    "--method kernel-shap",
+    "train pets",  # tests/train trains
+)
 
 
 @pytest.mark.parametrize(

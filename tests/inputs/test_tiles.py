@@ -78,7 +78,9 @@ def joined(photo: Any, model: Any, step: int, target: int, method: str) -> tuple
 
 
 @pytest.mark.parametrize("method", ["grad-cam", "hires-cam", "eigen-cam"])
-@pytest.mark.parametrize(("overlap", "step"), [(0.5, 4), (0, 8), (0.75, 2), (0.3, 5)])
+@pytest.mark.parametrize(
+    ("overlap", "step"), [(0.5, 4), (0, 8), pytest.param(0.75, 2, marks=pytest.mark.slow), (0.3, 5)]
+)
 def test_the_joined_map_is_the_mean_over_the_tiles_that_cover_a_cell(
     photo: Any, method: str, overlap: float, step: int
 ) -> None:

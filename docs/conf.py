@@ -15,6 +15,7 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "off"  # notebooks are executed by docs/notebooks.py, and by the tests
 nb_merge_streams = True
+nb_render_image_options = {"alt": "what the lines above draw"}  # else a file name is read aloud
 
 # Docstrings are plain words with `names` in them.
 default_role = "code"

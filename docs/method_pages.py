@@ -33,7 +33,7 @@ COST = {
 
 # The same for the README, where a reader wants to know what there is: (what for, what it costs, the needs it stands for).
 FAMILIES = (
-    ("class activation maps of one pass", "one forward for all of them", ("activations", "gradients")),
+    ("class activation maps of one pass", "little more than one forward for all of them", ("activations", "gradients")),
     (
         "class activation maps that ask again",
         "from little more than one forward to thousands",
@@ -82,7 +82,7 @@ def page(one: Method) -> str:
     if "Formula" in parts:
         lines += ["## Definition", "", parts["Formula"], ""]
     signed = (
-        "Never negative: what is below 0 is cut."
+        "Never negative: what speaks against is not shown."
         if not one.signed
         else "Signed: red (above 0) speaks for, blue (below 0) against."
         if one.class_specific

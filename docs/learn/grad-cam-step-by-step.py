@@ -342,7 +342,7 @@ draw(overlays, titles, columns=4)
 # <details><summary>Answer</summary>
 #
 # The first layers see edges and colours; almost every class is made of these. The last ones see parts of objects, so that a weight per channel means something.
-# The price is a coarse grid. See [choosing a layer](../methods.md) and try `sightline.compare(image, model, methods=["grad-cam"], layer="all")`.
+# The price is a coarse grid. See [choosing a layer](../ideas/choosing-a-layer.md) and try `sightline.compare(image, model, methods=["grad-cam"], layer="all")`.
 #
 # </details>
 #

@@ -282,7 +282,7 @@ def smooth_grad_squared(
     return _smoothed(capture, probe, samples, noise, of, baseline, seed, "squared")
 
 
-@method("var-grad", needs="input-gradients", unit="own", reference="Adebayo et al. 2018, arXiv:1810.06583v1, section 2")
+@method("var-grad", needs="input-gradients", unit="own", reference="Adebayo et al. 2018, arXiv:1810.03307")
 def var_grad(
     capture: Capture,
     probe: Probe,
@@ -431,7 +431,7 @@ def gradient_shap(
     "deep-lift",
     needs="input-gradients",
     signed=True,
-    reference="Shrikumar et al. 2017, arXiv:1704.02685, section 3.5.1 (the rescale rule)",
+    reference="Shrikumar et al. 2017, arXiv:1704.02685, section 3.5.2 (the rescale rule)",
 )
 def deep_lift(capture: Capture, probe: Probe, *, baseline: Baseline = 0.0, seed: int = 0) -> Tensor:
     """What each pixel added to the score, compared with a picture without evidence, followed through every activation.

@@ -32,7 +32,7 @@ _POOR_FIT = 0.5
     "kernel-shap",
     needs="scores",
     signed=True,
-    reference="Lundberg and Lee 2017, arXiv:1705.07874, theorem 2 (eq. 5 and 6)",
+    reference="Lundberg and Lee 2017, arXiv:1705.07874, theorem 2",
 )
 def kernel_shap(
     capture: Capture,

@@ -94,6 +94,8 @@ def test_a_notebook_runs_with_the_shipped_pictures(copied: Path) -> None:
 @pytest.mark.slow
 def test_a_notebook_runs_with_photographs_of_the_readers_own(copied: Path, request: pytest.FixtureRequest) -> None:
     """Where there are none with the shipped ones, so that each notebook is run in any case."""
+    if copied.stem == "grad-cam-step-by-step":
+        pytest.skip("its photographs change no line of it")
     try:
         photos = str(request.getfixturevalue("shared_data"))
     except pytest.skip.Exception:

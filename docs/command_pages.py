@@ -12,7 +12,7 @@ import typer
 from sightline.cli import _app
 
 HERE = Path(__file__).parent
-WIDTH = 110
+WIDTH = 88
 TOP = """# Command line
 
 What each command says with `--help`. All take `--debug`, which shows the whole error, and end with 0 when they are done, 2 when they refused, and 130 when they were stopped.

@@ -80,7 +80,7 @@ def page(one: Method) -> str:
     parts = _sections(inspect.getdoc(one.function) or "")
     lines = [f"# {one.name}", "", one.summary, ""]
     if "Formula" in parts:
-        lines += ["## Definition", "", parts["Formula"], ""]
+        lines += ["## Definition", "", parts["Formula"], "", "[What the letters mean](../methods.md).", ""]
     signed = (
         "Never negative: what speaks against is not shown."
         if not one.signed

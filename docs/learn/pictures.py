@@ -14,7 +14,8 @@ from PIL import Image
 import sightline
 
 SHIPPED = Path(sightline.__file__).parent / "data" / "demo"
-# A folder of photographs with the object's name in theirs: SIGHTLINE_PHOTOS=my/photos, or nothing for the shipped ones alone.
+# A folder of photographs with the object's name in theirs: SIGHTLINE_PHOTOS=my/photos, or SIGHTLINE_PHOTOS= (empty) for the shipped
+# ones alone. When it isn't said at all, the folder shared/data beside this checkout, where there is one.
 OWN = os.environ.get("SIGHTLINE_PHOTOS", str(Path(__file__).resolve().parents[3] / "shared" / "data"))
 
 

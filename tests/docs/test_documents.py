@@ -65,7 +65,7 @@ def commands() -> list[str]:
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", pages, re.S))
     lines = [line.partition("#")[0].strip() for line in blocks.splitlines()]
     found = [part.strip() for line in lines for part in line.split(";") if part.strip().startswith("sightline")]
-    return list(dict.fromkeys(one.removesuffix(" --force") for one in found))
+    return list(dict.fromkeys(one.replace(" --force", "") for one in found))
 
 
 # One of them shows the model each of 1,280 channels without it, another 50 pictures forth and back and 85 forth: half of

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 WIDTH = 88
 TOP = """# Command line
 
-What each command says with `--help`. All take `--debug`, which shows the whole error, and end with 0 when they are done, 2 when they refused, and 130 when they were stopped.
+What each command says with `--help`. All take `--debug`, which shows the whole error, and end with 0 when all is done, 1 when a part failed (or `--fail-on` says so), 2 when they refused, and 130 when they were stopped.
 
 <!-- python docs/command_pages.py -->
 """

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -19,6 +20,7 @@ import transformers as hugging
 import sightline
 from made_runs import make_run
 from made_texts import clip, image_processor, llava, llava_processor, saved, tokenizer
+from sightline.cli import _app, _spelled_out
 from sightline.metrics import registry
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +156,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert named == set(sightline.__all__) - {"SightlineError"} | {"train"}
 
 
-@pytest.mark.parametrize("page", ["start.md", "metrics.md", "trust.md", "evaluation.md", "black-boxes.md", "tasks.md"])
+@pytest.mark.parametrize(
+    "page", ["start.md", "models.md", "metrics.md", "trust.md", "evaluation.md", "black-boxes.md", "tasks.md"]
+)
 def test_python_in_the_pages_runs(folder: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))  # a page may register a metric
     run_page(page)
@@ -177,6 +181,30 @@ def test_python_in_the_page_of_texts_runs(folder: Path) -> None:
 def run_page(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     exec(compile("\n".join(re.findall(r"```python\n(.*?)```", text, re.S)), page, "exec"), {"__name__": page})  # noqa: S102
+
+
+def test_every_command_of_every_page_has_the_options_that_it_is_given() -> None:
+    """Those that need a hub, a cluster or a display can't be run here; that they are spelled right can be seen."""
+    import typer
+
+    whole: Any = typer.main.get_command(_app())
+    checked = 0
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        blocks = "\n".join(re.findall(r"^```(?:bash|sh)\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M))
+        for line in blocks.replace("\\\n", " ").splitlines():
+            for part in line.split("; "):
+                if not part.strip().startswith("sightline "):
+                    continue
+                command, words = whole, _spelled_out(shlex.split(part, comments=True)[1:])
+                while hasattr(command, "commands"):
+                    assert words[0] in command.commands, f"{page.name}: {part}"
+                    command, words = command.commands[words[0]], words[1:]
+                try:
+                    command.make_context("sightline", words)
+                except Exception as error:
+                    raise AssertionError(f"{page.name}: {part}: {error}") from error
+                checked += 1
+    assert checked > 100
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:

@@ -19,7 +19,7 @@ ADVICE = "run: python docs/notebooks.py"
 # What a path on somebody's computer begins with, and where libraries lie.
 A_PATH = re.compile(r"(?<![\w.:/])/(home|root|tmp|usr|opt|var|mnt|work|Users|private)/|\b[A-Z]:\\|site-packages")
 LARGEST = 1_200_000  # bytes
-LONG = {"when-it-guesses", "cats-and-dogs", "beyond-grad-cam"}  # half a minute and more each
+LONG = {"when-it-guesses", "cats-and-dogs", "beyond-grad-cam"}  # half a minute and more each: the slow tests run them
 
 # jupyter_client and zmq have advice of their own for whoever starts a kernel.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -85,17 +85,14 @@ def test_each_notebook_ends_with_questions_answers_and_where_to_read_on(source: 
         assert (LEARN / target).exists(), f"{source.name} links to {target}, which is not there"
 
 
+@pytest.mark.parametrize("source", [one for one in MADE["sources"]() if one.stem not in LONG], ids=lambda one: one.stem)
 def test_a_notebook_runs_with_the_shipped_pictures(copied: Path) -> None:
-    if copied.stem in LONG:
-        pytest.skip("this one is run by the slow tests")
     assert pictures_of(MADE["executed"](copied))
 
 
 @pytest.mark.slow
 def test_a_notebook_runs_with_photographs_of_the_readers_own(copied: Path, request: pytest.FixtureRequest) -> None:
     """Where there are none with the shipped ones, so that each notebook is run in any case."""
-    if copied.stem == "grad-cam-step-by-step":
-        pytest.skip("its photographs change no line of it")
     try:
         photos = str(request.getfixturevalue("shared_data"))
     except pytest.skip.Exception:

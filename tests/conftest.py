@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from oracles import ORACLES
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 5
+CTRL_C = signal.getsignal(signal.SIGINT)
 
 # On tensors this small a second thread costs more than it gives: eight times, on a busy machine of two cores.
 torch.set_num_threads(1)
@@ -54,6 +56,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, guarded(name))
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_pytests() -> Iterator[None]:
+    """A command that ran in this process took Ctrl-C with it: its process would have ended there."""
+    yield
+    if signal.getsignal(signal.SIGINT) is not CTRL_C:
+        signal.signal(signal.SIGINT, CTRL_C)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -779,6 +779,23 @@ def test_ctrl_c_while_an_earlier_bundle_is_replaced_keeps_a_whole_one(
     assert bundles(Path("sightline-out")) == {"cat"}
 
 
+def test_ctrl_c_while_the_process_takes_itself_down_is_no_traceback() -> None:
+    code = (
+        "import atexit, sys, time\n"
+        "from sightline.cli import main\n"
+        "atexit.register(lambda: (print('leaving', flush=True), time.sleep(60)))\n"
+        "sys.argv = ['sightline', '--version']\n"
+        "main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("sightline ")
+    assert process.stdout.readline() == "leaving\n"
+    process.send_signal(signal.SIGINT)
+    result = finish(process)
+    assert (result.code, result.err) == (130, "")
+
+
 # ----------------------------------------------------------------------------------------------------- the other commands
 
 

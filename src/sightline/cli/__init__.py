@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import traceback
 from typing import Annotated
 
@@ -100,3 +103,7 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         fail(f"unexpected {type(error).__name__}: {error}. This is a fault of sightline; --debug shows where")
+    finally:
+        # Nothing is left to be told: a Ctrl-C that finds the interpreter taking itself down would only be its traceback.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, lambda *_: os._exit(130))

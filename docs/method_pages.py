@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sightline import list_methods
 from sightline.methods import Method
+from sightline.methods.registry import of_volumes
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- table: python docs/method_pages.py -->\n", "<!-- end of table -->\n"
@@ -67,10 +68,10 @@ def file_name(name: str) -> str:
 
 
 def table() -> str:
-    lines = ["| method | shows | needs | class | signed | unit |", "|---|---|---|---|---|---|"]
+    lines = ["| method | shows | needs | class | signed | unit | films |", "|---|---|---|---|---|---|---|"]
     for one in list_methods().values():
         link = f"[{one.name}](methods/{file_name(one.name)})"
-        cells = [link, one.summary, one.needs, _yes(one.class_specific), _yes(one.signed), one.unit]
+        cells = [link, one.summary, one.needs, _yes(one.class_specific), _yes(one.signed), one.unit, _yes(of_volumes(one))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -93,9 +94,10 @@ def page(one: Method) -> str:
         if one.unit == "score"
         else "in a unit of its own, comparable with maps of the same method only"
     )
+    films = " Films and volumes can be asked about, too." if of_volumes(one) else ""
     specific = "" if one.class_specific else " It knows of no class: the map is the same whichever one is asked for."
     lines += ["## How to read it", "", f"{signed} Values are {unit}.{specific}", ""]
-    lines += ["## Cost", "", f"{COST[one.needs].capitalize()}.", ""]
+    lines += ["## Cost", "", f"{COST[one.needs].capitalize()}.{films}", ""]
     if one.options:
         lines += ["## Options", ""]
         about = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", parts.get("Args", ""), re.MULTILINE))

@@ -6,7 +6,7 @@ They import nothing from the library under test. A is the activations and G = d 
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -130,6 +130,82 @@ def recipro_cam(A: Array, head: Callable[[Array], float]) -> Array:
         return max(0.0, head(alone) - head(np.zeros_like(A)))
 
     return _map(A, value)
+
+
+# --- what shows the model other films: `gradient` and `score` are functions of ONE film x (C, T, H, W) ----------------------
+
+
+def integrated_gradients(gradient: Callable[[Array], Array], x: Array, baseline: Array, steps: int) -> Array:
+    """sum_c (x - b)_c times the mean of the gradients at the middles of equal pieces of the way from b to x."""
+    slopes = [gradient(baseline + (step + 0.5) / steps * (x - baseline)) for step in range(steps)]
+
+    def value(s: int, i: int, j: int) -> float:
+        return math.fsum(
+            float((x[c, s, i, j] - baseline[c, s, i, j]) * slope[c, s, i, j]) / steps
+            for c in range(len(x))
+            for slope in slopes
+        )
+
+    return _map(x, value)
+
+
+def occlusion(
+    score: Callable[[Array], float],
+    x: Array,
+    box: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    baseline: Array,
+) -> Array:
+    """For every place the mean fall of the score over the boxes that cover it; the last box along a side reaches its border."""
+    falls: dict[tuple[int, int, int], list[float]] = {place: [] for place in _places(x)}
+    starts = []
+    for length, side, step in zip(x.shape[1:], box, stride, strict=True):
+        along = [0]
+        while along[-1] + side < length:
+            along.append(along[-1] + step)
+        starts.append(along)
+    for corner in itertools.product(*starts):
+        covered = x.copy()
+        inside = [
+            place
+            for place in _places(x)
+            if all(at <= one < at + side for at, one, side in zip(corner, place, box, strict=True))
+        ]
+        for s, i, j in inside:
+            covered[:, s, i, j] = baseline[:, s, i, j]
+        for place in inside:
+            falls[place].append(score(x) - score(covered))
+    return _map(x, lambda s, i, j: sum(falls[s, i, j]) / len(falls[s, i, j]))
+
+
+def rise_mask(cells: Array, offset: tuple[int, int, int], size: tuple[int, int, int]) -> Array:
+    """(T, H, W): cells (g, g, g) enlarged linearly along each side to g + 1 cells of ceil(side / g), and cut at the offset."""
+    g = len(cells)
+    along: list[list[list[float]]] = []
+    for side, start in zip(size, offset, strict=True):
+        cell = math.ceil(side / g)
+        shares = []
+        for at in range(side):
+            place = min(max((at + start + 0.5) * g / ((g + 1) * cell) - 0.5, 0.0), g - 1.0)
+            shares.append([max(0.0, 1 - abs(place - one)) for one in range(g)])
+        along.append(shares)
+    found = np.zeros(size)
+    for s, i, j in itertools.product(*(range(side) for side in size)):
+        for a, b, c in itertools.product(range(g), repeat=3):
+            found[s, i, j] += along[0][s][a] * along[1][i][b] * along[2][j][c] * float(cells[a, b, c])
+    return found
+
+
+def rise(score: Callable[[Array], float], x: Array, masks: Sequence[Array], kept: float, baseline: Array) -> Array:
+    """mean over the masks of (score - mean score) M, over the probability that a cell is kept."""
+    scores = [score(x * mask + baseline * (1 - mask)) for mask in masks]
+    mean = math.fsum(scores) / len(scores)
+
+    def value(s: int, i: int, j: int) -> float:
+        terms = [(one - mean) * float(mask[s, i, j]) for one, mask in zip(scores, masks, strict=True)]
+        return math.fsum(terms) / len(masks) / kept
+
+    return _map(x, value)
 
 
 ORACLES = {

@@ -255,7 +255,7 @@ def map_of(method: Method, adapter: Adapter, captured: Capture, asked: Sequence[
                 budget=terms.budget,
                 together=terms.together,
             )
-            parts.append(run(method, alone, terms.options, ask))
+            parts.append(run(method, _laid_out(method, alone), terms.options, ask))
             terms.notes.extend(ask.notes)
             terms.details.update(ask.details)
         maps = torch.cat(parts)
@@ -317,6 +317,11 @@ def layers_for(methods: Sequence[Method], adapter: Adapter, layer: str | Sequenc
 def shown_to(method: Method, captured: Capture) -> Capture:
     """What a method gets to see of a capture: the input, where it looks at no layer."""
     return of_input(captured) if method.needs in OF_INPUT else captured
+
+
+def _laid_out(method: Method, captured: Capture) -> Capture:
+    """A capture whose input is laid out as its activations are, for methods that show the model changed pictures."""
+    return replace(captured, input=captured.activations) if method.needs in OF_INPUT else captured
 
 
 def fused(method: Method, captures: Sequence[Capture], maps: Sequence[Tensor]) -> Tensor:

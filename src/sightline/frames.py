@@ -310,14 +310,16 @@ class Frames:
     def _sheet(self, rows: Sequence[Sequence[Tile]], notes: Sequence[str], colormap: str | None) -> Image.Image:
         first = self.maps[0]
         says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:3])
-        grid = "x".join(map(str, self.raw.shape))
-        how = f"{first.method} at {first.where()} ({grid} grid, upsampled; linear in {'depth' if self.word == 'slice' else 'time'})"
+        if first.per_pixel and len(self.raw) == len(self.maps):
+            grid = f"{first.grid()} for each {self.word}"
+        else:
+            grid = f"{'x'.join(map(str, self.raw.shape))} grid, upsampled; linear in {'depth' if self.word == 'slice' else 'time'}"
         return sheet(
             rows,
             heading=unicode_text(f"{Path(self.name).name}: {first.title()}"),
             captions=[
                 *([f"The model says: {says}"] if says else []),
-                f"{how}, model {first.model}, highest raw value {float(self.raw.max()):.3g}; all {self.word}s on one scale",
+                f"{first.asked()} ({grid}), model {first.model}, highest raw value {float(self.raw.max()):.3g}; all {self.word}s on one scale",
                 *notes,
             ],
             warnings=first.warnings,

@@ -199,6 +199,11 @@ class Heatmap:
         words = {ALL_LAYERS: ALL_LAYERS, INPUT: "the input"}
         return words.get(self.layer, f"layer {self.layer}")
 
+    def asked(self) -> str:
+        """The method with its options, and the layer, in words."""
+        options = ", ".join(f"{name} {value}" for name, value in self._options().items())
+        return f"{self.method}{f' ({options})' if options else ''} at {self.where()}"
+
     def grid(self) -> str:
         """What has a value, and whether the photograph is larger than that; in words."""
         width, height = self.view.input
@@ -222,9 +227,8 @@ class Heatmap:
     def caption(self) -> str:
         """Method, layer, grid and model, in one line."""
         clip = self.clip()
-        options = ", ".join(f"{name} {value}" for name, value in self._options().items())
         return (
-            f"{self.method}{f' ({options})' if options else ''} at {self.where()} ({self.grid()}), model {self.model}, highest raw value {self.evidence:.3g}"
+            f"{self.asked()} ({self.grid()}), model {self.model}, highest raw value {self.evidence:.3g}"
             f"{'; ' if clip else ''}{clip}"
         )
 

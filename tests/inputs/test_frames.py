@@ -272,7 +272,7 @@ def test_what_cannot_be_explained_as_a_film_is_refused(film: Any, tmp_path: Path
     with pytest.raises(ModelError, match=r"sightline\.explain_frames"):
         sightline.explain(film[0], model())
     with pytest.raises(MethodError, match="these methods can"):
-        sightline.explain_frames(film, model(), method="occlusion")
+        sightline.explain_frames(film, model(), method="lime")
     with pytest.raises(ModelError, match=r"no longer knows .* frames"):
         sightline.explain_frames(film, model()).maps[0].trust()
     for frames in (0, -1, 1.5, True, "some"):

@@ -87,7 +87,7 @@ def test_a_mask_is_its_grid_enlarged_and_cut(height: int, width: int, grid: int)
 def test_the_mean_of_the_masks_is_p_at_every_pixel(kept: float) -> None:
     """Every cell's expectation is p, so that a grid of p's is the expectation of a mask, for each offset."""
     drawn = _Masks.drawn(6000, 4, kept, (14, 9), 0)
-    expected = drawn.rows @ torch.full((4, 4), kept, dtype=torch.float64) @ drawn.columns[0].T
+    expected = drawn.sides[0] @ torch.full((4, 4), kept, dtype=torch.float64) @ drawn.sides[1][0].T
     assert float((expected - kept).abs().max()) <= 1e-15
     found = masks(6000, 4, kept, (14, 9))
     error = found.std(dim=0) / 6000**0.5
@@ -163,7 +163,7 @@ def test_of_a_linear_score_it_is_the_covariance_of_the_masks_times_weight_times_
     x, kept = picture(4, 4), 0.3
     one = _Masks.drawn(4, 2, kept, (4, 4), 0)
     grids = ((torch.arange(16)[:, None] >> torch.arange(4)) % 2).reshape(16, 1, 1, 2, 2).double()
-    every = one.rows[None, :, None] @ grids @ one.columns[None, None].mT  # (16, 2, 2, 4, 4)
+    every = one.sides[0][None, :, None] @ grids @ one.sides[1][None, None].mT  # (16, 2, 2, 4, 4)
     chance = kept ** grids.sum(dim=(-1, -2)) * (1 - kept) ** (4 - grids.sum(dim=(-1, -2))) / 4
     m, chance = every.reshape(64, 16), chance.expand(16, 2, 2).reshape(64)
     covariance = (m - kept).T * chance @ (m - kept)

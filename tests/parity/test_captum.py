@@ -122,6 +122,28 @@ def test_maps_of_covered_squares_are_the_peers(size: tuple[int, int], patch: int
     assert float((by_pixel - theirs[:, 0]).abs().max()) <= 1e-6
 
 
+@pytest.mark.agrees("captum", "occlusion", "integrated-gradients", "deep-lift", note="to 1e-6")
+def test_maps_of_a_volume_are_the_peers() -> None:
+    torch.manual_seed(2)
+    layers = nn.Conv3d(2, 4, 3), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(4, 3, 1), nn.AdaptiveAvgPool3d(1), nn.Flatten()
+    model = nn.Sequential(*layers).double().eval()
+    x = torch.randn(2, 2, 9, 6, 8, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = {
+            "occlusion": attr.Occlusion(model).attribute(
+                x, target=2, sliding_window_shapes=(2, 3, 2, 2), strides=(2, 2, 1, 1), baselines=0.25
+            )[:, 0],
+            "integrated-gradients": attr.IntegratedGradients(model).attribute(x, 0.25, target=2, n_steps=20).sum(dim=1),
+            "deep-lift": attr.DeepLift(model).attribute(x, 0.25, target=2).sum(dim=1),
+        }
+    options = OPTIONS | {"occlusion": {"baseline": 0.25, "patch": 2, "stride": 1}}  # three slices deep, and 1.5 on: two
+    for method, their in theirs.items():
+        found = sightline.attribute(x, model, method=method, target=2, options=options[method])
+        assert their.abs().max() > 1e-3
+        assert_close(found, their.detach(), 1e-6)
+
+
 # -------------------------------------------------------------------------------------------------- gradients of pixels
 
 

@@ -21,7 +21,7 @@ from sightline.engine.rules import Ruled
 from sightline.engine.targets import NO_GRADIENT, resolve, score_of, table
 from sightline.errors import MethodError, ModelError, NonFiniteError, SightlineError, TargetError
 from sightline.models.adapter import Adapter, like_weights
-from sightline.models.grids import Layout
+from sightline.models.grids import Layout, volume
 from sightline.models.layers import stages
 from sightline.models.outputs import only_grid, with_grid
 from sightline.models.twin import constant, isolated, twin
@@ -58,6 +58,7 @@ class Probe:
         steps: cuts N images into slices that fit into memory (or of a given size), and tells the person who waits how far it is.
         gradient_steps: the same for images whose gradients are asked for.
         head_steps: the same for N grids.
+        slices: of a film or volume, how many slices lie below each other in images (N, C, T * H, W); 0 of pictures.
         notes: what the method has to say about its result is appended here.
         details: what there is to see beside the map, by name: arrays, numbers, curves.
     """
@@ -81,6 +82,7 @@ class Probe:
     steps: Callable[..., Iterator[slice]]
     gradient_steps: Callable[..., Iterator[slice]]
     head_steps: Callable[..., Iterator[slice]]
+    slices: int = 0
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -108,6 +110,7 @@ def probe(
     """
     x, layer = seen.input, seen.layer
     form = seen.layout or Layout("maps", (seen.activations.shape[2], seen.activations.shape[3]))
+    whole = volume(*x.shape[2:]) if x.dim() == 5 else Layout("maps", (x.shape[2], x.shape[3]))
     check_input(x, volumes=True)
     if len(x) != 1:
         raise ModelError(f"a probe asks about one image, not {len(x)}")
@@ -130,7 +133,9 @@ def probe(
         calls += 1
         spent.spend(len(images))
         try:
-            found = fed(adapter, model, images.clone(memory_format=adapter.memory_format))
+            as_fed = images.dim() == x.dim()
+            given = images.clone(memory_format=adapter.memory_format) if as_fed else whole.from_grid(images, x)
+            found = fed(adapter, model, given)
         except (ModelError, NonFiniteError) as error:
             if adapter.black_box:  # which call it was is all that can be known of it
                 raise type(error)(f"in call {calls}, with {len(images)} pictures: {error}") from error
@@ -347,6 +352,7 @@ def probe(
         steps=steps(batch),
         gradient_steps=steps(gradient_batch),
         head_steps=steps(head_batch, pictures=False),
+        slices=whole.depth,
     )
 
 

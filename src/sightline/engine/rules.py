@@ -41,7 +41,10 @@ _INPLACE_LAST: dict[Any, int] = {
     F.relu: 0, F.relu6: 0, F.leaky_relu: 1, F.elu: 1, F.selu: 0, F.celu: 1, F.silu: 0, F.mish: 0, F.hardswish: 0,
     F.hardsigmoid: 0, F.hardtanh: 2, F.threshold: 2,
 }  # fmt: skip
-_POOLS = (F.max_pool2d, torch.max_pool2d)
+_POOLS: dict[Any, tuple[Any, int]] = {
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), (F.max_pool2d, 4)),
+    **dict.fromkeys((F.max_pool3d, torch.max_pool3d), (F.max_pool3d, 5)),
+}
 
 
 class Ruled(TorchFunctionMode):
@@ -61,9 +64,10 @@ class Ruled(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found: Tensor
         asked, given = kwargs or {}, dict(kwargs or {})
-        if self.rule == "rescale" and func in _POOLS and not given.get("return_indices") and _is_batch(args, given):
-            self._count(self.met, "MaxPool2d")
-            return _RescaledPool.apply(args[0] if args else given.pop("input"), args[1:], given)
+        pool, dimensions = _POOLS.get(func, (None, 0))
+        if self.rule == "rescale" and pool and not given.get("return_indices") and _is_batch(args, given, dimensions):
+            self._count(self.met, f"MaxPool{dimensions - 2}d")
+            return _RescaledPool.apply(args[0] if args else given.pop("input"), pool, args[1:], given)
         kind = _KINDS.get(func)
         if kind is None or not torch.is_grad_enabled():
             return func(*args, **asked)
@@ -148,10 +152,10 @@ class _RescaledPool(torch.autograd.Function):
     """What the maximum moved by goes to the place that had it: in the picture, or in the baseline where that was higher."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rest: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, pool: Any, rest: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
         settings = {**given, "return_indices": True}
         found: Tensor
-        found, places = F.max_pool2d(x, *rest, **settings)
+        found, places = pool(x, *rest, **settings)
         ctx.save_for_backward(x.clone(), places)  # and not what is handed on, which may be worked on in place
         return found
 
@@ -166,13 +170,13 @@ class _RescaledPool(torch.autograd.Function):
         share = torch.where(moved.abs() > torch.finfo(moved.dtype).tiny, risen / moved, 1)
         handed = torch.zeros_like(both[0]).flatten(2)
         handed.scatter_add_(2, at, _first_half(gradients[0]).flatten(2) * share)
-        return torch.cat([handed.reshape(both[0].shape), torch.zeros_like(both[1])]), None, None
+        return torch.cat([handed.reshape(both[0].shape), torch.zeros_like(both[1])]), None, None, None
 
 
-def _is_batch(args: Any, given: dict[str, Any]) -> bool:
+def _is_batch(args: Any, given: dict[str, Any], dimensions: int) -> bool:
     """Whether a pool works on pictures beside each other, of which half are baselines."""
     x = args[0] if args else given["input"]
-    return bool(x.dim() == 4 and len(x) % 2 == 0 and x.requires_grad and torch.is_grad_enabled())
+    return bool(x.dim() == dimensions and len(x) % 2 == 0 and x.requires_grad and torch.is_grad_enabled())
 
 
 def _top(kind: str, rest: list[Any], given: dict[str, Any]) -> float | None:

@@ -25,6 +25,7 @@ _LEAST_SHARE = 50 / 224**2  # of the picture that a region must add
 @method(
     "guided-ig",
     needs="input-gradients",
+    volumes=True,
     signed=True,
     reference="Kapishnikov et al. 2021, arXiv:2106.09788, algorithm 1; PAIR-code/saliency, guided_ig.py",
 )

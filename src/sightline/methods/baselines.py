@@ -24,8 +24,9 @@ def baseline_of(spec: Baseline, x: Tensor, probe: Probe, seed: int = 0) -> Tenso
     Args:
         spec: a number, or one for each channel, in the units of the model's input; "black" or "white", as the model's
             preprocessing makes them; "mean", the picture's own mean colour; "blur", the picture blurred by a tenth of its shorter
-            side; "random", uniform noise over the picture's own range; the file of a picture; or a tensor (C, H, W).
-        x: the picture.
+            side; "random", uniform noise over the picture's own range; the file of a picture; or a tensor (C, H, W). Of a film or
+            volume each slice is blurred, and is the picture of a file; a tensor is (C, T, H, W).
+        x: the picture; of a film or volume (1, C, T * H, W), as the probe takes it.
         probe: makes the model's input of a photograph.
         seed: of "random".
 
@@ -35,9 +36,9 @@ def baseline_of(spec: Baseline, x: Tensor, probe: Probe, seed: int = 0) -> Tenso
     if isinstance(spec, np.ndarray):
         if spec.dtype.kind not in "fiu":
             raise MethodError(f"option baseline is an array of {spec.dtype}; expected floats")
-        return _fitting(torch.from_numpy(np.ascontiguousarray(spec)), x, "is an array")
+        return _fitting(torch.from_numpy(np.ascontiguousarray(spec)), x, probe.slices, "is an array")
     if isinstance(spec, Tensor):
-        return _fitting(spec, x, "is a tensor")
+        return _fitting(spec, x, probe.slices, "is a tensor")
     if not isinstance(spec, str):
         return colour(spec, x).expand_as(x)
     if spec in ("black", "white"):
@@ -48,13 +49,15 @@ def baseline_of(spec: Baseline, x: Tensor, probe: Probe, seed: int = 0) -> Tenso
     if spec == "mean":
         return at_least_single(x).mean(dim=(2, 3), keepdim=True).to(x).expand_as(x)
     if spec == "blur":
-        return blurred(x, min(x.shape[2:]) / 10)
+        return blurred(x, min(x.shape[2] // (probe.slices or 1), x.shape[3]) / 10, probe.slices)
     if spec == "random":
         drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(x)
         return x.min() + (x.max() - x.min()) * drawn
     if not _is_file(spec):
         raise MethodError(f"option baseline is {spec!r}; expected {EXPECTED_BASELINE}")
-    return _fitting(probe.picture(spec), x, f"({spec}) becomes an input")
+    made = probe.picture(spec)
+    made = made[:, :, None].expand(-1, -1, probe.slices, -1, -1) if probe.slices else made
+    return _fitting(made, x, probe.slices, f"({spec}) becomes an input")
 
 
 def _is_file(name: str) -> bool:
@@ -74,15 +77,21 @@ def colour(values: float | Sequence[float], x: Tensor) -> Tensor:
     return torch.tensor(numbers, dtype=x.dtype, device=x.device)[None, :, None, None]
 
 
-def _fitting(found: Tensor, x: Tensor, what: str) -> Tensor:
-    found = found if found.dim() == 4 else found[None]
-    if found.shape != x.shape or not found.is_floating_point():
+def volume_of(x: Tensor, slices: int) -> Tensor:
+    """(N, C, T * H, W) as (N, C, T, H, W)."""
+    return x.reshape(*x.shape[:2], slices, -1, x.shape[3])
+
+
+def _fitting(found: Tensor, x: Tensor, slices: int, what: str) -> Tensor:
+    wanted = volume_of(x, slices).shape if slices else x.shape
+    found = found if found.dim() == len(wanted) else found[None]
+    if found.shape != wanted or not found.is_floating_point():
         raise MethodError(
-            f"option baseline {what} of shape {tuple(found.shape)} ({found.dtype}); expected floats of the picture's, {tuple(x.shape)}"
+            f"option baseline {what} of shape {tuple(found.shape)} ({found.dtype}); expected floats of the picture's, {tuple(wanted)}"
         )
     if not bool(found.isfinite().all()):
         raise MethodError("option baseline holds NaN or infinity; expected finite numbers")
-    return found.to(x)
+    return found.reshape(x.shape).to(x)
 
 
 def described(spec: Any) -> str:
@@ -96,11 +105,16 @@ def described(spec: Any) -> str:
     )
 
 
-def blurred(x: Tensor, sigma: float) -> Tensor:
-    """Pictures (N, C, H, W) under a Gaussian of `sigma` pixels, cut at 4 sigma; beyond the border the picture is mirrored."""
+def blurred(x: Tensor, sigma: float, slices: int = 0) -> Tensor:
+    """Pictures (N, C, H, W) under a Gaussian of `sigma` pixels, cut at 4 sigma; beyond the border the picture is mirrored.
+
+    With `slices`, so many that lie below each other are blurred each alone.
+    """
     if sigma <= 0:
         return x
-    rows, columns = (_bell(side, sigma).to(x.device, at_least_single(x).dtype) for side in x.shape[2:])
+    if slices:
+        return blurred(volume_of(x, slices), sigma).flatten(2, 3)
+    rows, columns = (_bell(side, sigma).to(x.device, at_least_single(x).dtype) for side in x.shape[-2:])
     return (rows @ at_least_single(x) @ columns.T).to(x)
 
 

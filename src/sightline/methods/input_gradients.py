@@ -8,6 +8,7 @@ taken where they are sizes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -127,6 +128,7 @@ def met(method: str, model: str, rule: Ruled) -> list[str]:
 @method(
     "integrated-gradients",
     needs="input-gradients",
+    volumes=True,
     signed=True,
     reference="Sundararajan et al. 2017, arXiv:1703.01365, eq. 1",
 )
@@ -223,7 +225,11 @@ BASES: dict[str, _Bases] = {
 
 
 @method(
-    "smooth-grad", needs="input-gradients", unit="own", reference="Smilkov et al. 2017, arXiv:1706.03825, section 3"
+    "smooth-grad",
+    needs="input-gradients",
+    volumes=True,
+    unit="own",
+    reference="Smilkov et al. 2017, arXiv:1706.03825, section 3",
 )
 def smooth_grad(
     capture: Capture,
@@ -255,6 +261,7 @@ def smooth_grad(
 @method(
     "smooth-grad-squared",
     needs="input-gradients",
+    volumes=True,
     unit="own",
     reference="Hooker et al. 2018, arXiv:1806.10758, section 4.1",
 )
@@ -282,7 +289,9 @@ def smooth_grad_squared(
     return _smoothed(capture, probe, samples, noise, of, baseline, seed, "squared")
 
 
-@method("var-grad", needs="input-gradients", unit="own", reference="Adebayo et al. 2018, arXiv:1810.03307")
+@method(
+    "var-grad", needs="input-gradients", volumes=True, unit="own", reference="Adebayo et al. 2018, arXiv:1810.03307"
+)
 def var_grad(
     capture: Capture,
     probe: Probe,
@@ -376,6 +385,7 @@ def _even_noise(x: Tensor, generator: torch.Generator) -> Tensor:
 @method(
     "gradient-shap",
     needs="input-gradients",
+    volumes=True,
     signed=True,
     reference="Lundberg and Lee 2017, arXiv:1705.07874; Erion et al. 2019, arXiv:1906.10670, eq. 3 (expected gradients)",
 )
@@ -430,6 +440,7 @@ def gradient_shap(
 @method(
     "deep-lift",
     needs="input-gradients",
+    volumes=True,
     signed=True,
     reference="Shrikumar et al. 2017, arXiv:1704.02685, section 3.5.2 (the rescale rule)",
 )
@@ -455,7 +466,9 @@ def deep_lift(capture: Capture, probe: Probe, *, baseline: Baseline = 0.0, seed:
     return found
 
 
-@method("blur-ig", needs="input-gradients", signed=True, reference="Xu et al. 2020, arXiv:2004.03383, eq. 8")
+@method(
+    "blur-ig", needs="input-gradients", volumes=True, signed=True, reference="Xu et al. 2020, arXiv:2004.03383, eq. 8"
+)
 def blur_ig(capture: Capture, probe: Probe, *, steps: int = 100, sigma: float = 50.0) -> Tensor:
     """What each pixel added to the score while a blurred picture came into focus; needs no colour as a baseline.
 
@@ -464,19 +477,21 @@ def blur_ig(capture: Capture, probe: Probe, *, steps: int = 100, sigma: float = 
 
     Args:
         steps: pictures on the way.
-        sigma: of the blur it begins with, in pixels of the model's input.
+        sigma: of the blur it begins with, in pixels of the model's input; of a film or volume each slice is blurred.
 
     Differs: the authors take even steps, each with the gradient at its start, and black beyond the border; here it is the middle,
     and the picture is mirrored.
     """
     x = capture.input
+    blur = partial(blurred, x, slices=probe.slices)
     ends = [sigma * (1 - number / steps) ** 2 for number in range(steps + 1)]
     total = torch.zeros_like(at_least_single(x))
     for part in probe.gradient_steps(steps):
-        middles = torch.cat([blurred(x, (ends[at] + ends[at + 1]) / 2) for at in range(part.start, part.stop)])
-        moved = torch.cat([blurred(x, ends[at + 1]) - blurred(x, ends[at]) for at in range(part.start, part.stop)])
+        middles = torch.cat([blur((ends[at] + ends[at + 1]) / 2) for at in range(part.start, part.stop)])
+        moved = torch.cat([blur(ends[at + 1]) - blur(ends[at]) for at in range(part.start, part.stop)])
         total += (at_least_single(probe.score_grad(middles)[1]) * at_least_single(moved)).sum(dim=0)
     found = total.sum(dim=1)
-    start = blurred(x, sigma)
-    complete(probe, found, rise(capture, probe, start), f"from a blur of {sigma:g} pixels in {steps} steps", "steps")
+    complete(
+        probe, found, rise(capture, probe, blur(sigma)), f"from a blur of {sigma:g} pixels in {steps} steps", "steps"
+    )
     return found

@@ -1,6 +1,7 @@
 """Maps that change the picture and ask the model for its score, and for nothing else.
 
-x = the picture as the model receives it (1, C, H, W), x' = a baseline, f = the target's score of a picture.
+x = the picture as the model receives it (1, C, H, W), x' = a baseline, f = the target's score of a picture. Of a film or volume
+H is that of all slices below each other; here they are taken apart again, and a picture is a volume of one slice.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from sightline.methods.gradient_cams import at_least_single
 from sightline.methods.registry import method
 
 
-@method("occlusion", needs="scores", signed=True, reference="Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2")
+@method(
+    "occlusion",
+    needs="scores",
+    volumes=True,
+    signed=True,
+    reference="Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2",
+)
 def occlusion(
     capture: Capture,
     probe: Probe,
@@ -33,7 +40,7 @@ def occlusion(
 
     Formula: map_ij = mean of f(x) - f(x with the square covered) over the squares that cover pixel ij. Squares begin at multiples
     of the stride, and those that reach beyond the border are cut there. A cell of the map is a block of pixels that the same
-    squares cover.
+    squares cover. Of a film or volume boxes are covered, whose share of the slices, and the stride's, is that of the shorter side.
 
     Args:
         patch: side of the square in pixels of the model's input; 0 for about a seventh of the picture's shorter side.
@@ -44,7 +51,8 @@ def occlusion(
     Differs: the paper shows the score itself at the covered place, not how far it fell.
     """
     x = capture.input
-    height, width = x.shape[2:]
+    slices = probe.slices or 1
+    height, width = x.shape[2] // slices, x.shape[3]
     shorter = min(height, width)
     patch = patch or min(shorter, max(2, 2 * round(shorter / 14)))
     stride = stride or max(1, patch // 2)
@@ -54,22 +62,27 @@ def occlusion(
         raise MethodError(
             f"option stride is {stride}; expected at most the patch, {patch}, so that no pixel is left uncovered"
         )
-    covered = baseline_of(baseline, x, probe)[0]
-    places = [(row, column) for row in _starts(height, patch, stride) for column in _starts(width, patch, stride)]
-    squares = [(slice(row, row + patch), slice(column, column + patch)) for row, column in places]
+    covered = baseline_of(baseline, x, probe)[0].reshape(-1, slices, height, width)
+    deep, next_slice = (max(1, round(slices * of / shorter)) for of in (patch, stride))
+    boxes = [
+        (slice(at, at + deep), slice(row, row + patch), slice(column, column + patch))
+        for at in _starts(slices, deep, next_slice)
+        for row in _starts(height, patch, stride)
+        for column in _starts(width, patch, stride)
+    ]
     scores = []
-    for part in probe.steps(len(squares) + 1):  # the last picture is whole
+    for part in probe.steps(len(boxes) + 1):  # the last picture is whole
         pictures = x.repeat(part.stop - part.start, 1, 1, 1)
-        for picture, (rows, columns) in zip(pictures, squares[part], strict=False):
-            picture[:, rows, columns] = covered[:, rows, columns]
+        for picture, box in zip(pictures.view(-1, *covered.shape), boxes[part], strict=False):
+            picture[:, *box] = covered[:, *box]
         scores.append(at_least_single(probe.score(pictures)))
     found = torch.cat(scores)
     cell = math.gcd(patch, stride, height, width)
-    sums = found.new_zeros(2, height // cell, width // cell)  # of falls, and how many
-    for fall, (rows, columns) in zip(found[-1] - found[:-1], squares, strict=True):
-        block = sums[:, rows.start // cell : rows.stop // cell, columns.start // cell : columns.stop // cell]
-        block += torch.stack([fall, torch.ones_like(fall)])[:, None, None]
-    return (sums[0] / sums[1])[None]
+    sums = found.new_zeros(2, slices, height // cell, width // cell)  # of falls, and how many
+    for fall, (at, rows, columns) in zip(found[-1] - found[:-1], boxes, strict=True):
+        block = sums[:, at, rows.start // cell : rows.stop // cell, columns.start // cell : columns.stop // cell]
+        block += torch.stack([fall, torch.ones_like(fall)])[:, None, None, None]
+    return (sums[0] / sums[1]).flatten(0, 1)[None]
 
 
 def _starts(length: int, patch: int, stride: int) -> range:
@@ -77,7 +90,13 @@ def _starts(length: int, patch: int, stride: int) -> range:
     return range(0, length - patch + stride, stride)
 
 
-@method("rise", needs="scores", signed=True, reference="Petsiuk et al. 2018, arXiv:1806.07421, eq. 6 and section 3.2")
+@method(
+    "rise",
+    needs="scores",
+    volumes=True,
+    signed=True,
+    reference="Petsiuk et al. 2018, arXiv:1806.07421, eq. 6 and section 3.2",
+)
 def rise(
     capture: Capture,
     probe: Probe,
@@ -92,7 +111,8 @@ def rise(
 
     Formula: map_ij = 1 / (N p) * sum_n (f(x M_n + x' (1 - M_n)) - mean f) M_n,ij over N masks. A mask is a grid of cells, each kept
     with probability p, enlarged bilinearly (half-pixel centres, edges clamped) to one cell more than the picture needs, and cut at a
-    random offset within a cell. Its standard error and how well two halves of the masks agree are said with every map.
+    random offset within a cell; of a film or volume the grid has a third side, along the slices. Its standard error and how well two
+    halves of the masks agree are said with every map.
 
     Args:
         samples: N, how many masks.
@@ -152,26 +172,26 @@ def _by_masks(
 ) -> Tensor:
     """The map of `rise`, and what is said with it."""
     x = capture.input
-    height, width = x.shape[2:]
+    slices, height, width = probe.slices or 1, x.shape[2] // (probe.slices or 1), x.shape[3]
     if samples < _FEWEST:
         raise MethodError(f"option samples is {samples}; expected {_FEWEST} or more, for two halves to compare")
     hidden = baseline_of(baseline, x, probe, seed)
-    masks = _Masks.drawn(samples, grid, kept, (height, width), seed)
-    sums, checked, agreement = _Sums.empty((height, width), x.device), [], []
+    masks = _Masks.drawn(samples, grid, kept, (slices, height, width) if probe.slices else (height, width), seed)
+    sums, checked, agreement = _Sums.empty((slices, height, width), x.device), [], []
     for part in probe.steps(samples):
-        shown = masks.cut(part, x)
-        pictures = torch.lerp(hidden, x, shown[:, None].to(x))
+        shown = masks.cut(part, x).reshape(-1, slices, height, width)
+        pictures = torch.lerp(hidden, x, shown.flatten(1, 2)[:, None].to(x))
         scores = probe.score(pictures, alike=True) if alike else probe.score(pictures)
         sums.add(scores, shown.sub_(kept), part.start)
         if part.stop * _CHECKS // samples > part.start * _CHECKS // samples:
             checked.append(part.stop)
             agreement.append(_correlation(*(_coarse(sums.covariance(half)) for half in (0, 1))))
     found, error = sums.covariance() / kept, sums.standard_error() / kept
-    probe.details["standard error"] = error.float().cpu().numpy()
+    probe.details["standard error"] = error.flatten(0, 1).float().cpu().numpy()
     probe.details["mean score"] = sums.mean_score()
     probe.details["convergence"] = {"masks": checked, "agreement": agreement}
     probe.notes.extend(_said_of(found, error, [sums.covariance(half) for half in (0, 1)], masks, agreement[-1]))
-    return found[None].to(at_least_single(x))
+    return found.flatten(0, 1)[None].to(at_least_single(x))
 
 
 # Each half of the masks has a covariance of its own; how often they are compared, and on a grid of which side.
@@ -185,36 +205,39 @@ class _Masks:
     """Masks that are made when they are needed.
 
     Attributes:
-        cells: (N, g, g), which are kept.
-        offsets: (N, 2), where each mask is cut from the enlarged grid.
-        cell: height and width of a cell in pixels.
-        rows: (cell height, H, g), how much of each row of cells is in each row of pixels, for every offset.
-        columns: (cell width, W, g), the same for columns.
+        cells: (N, g, g), which are kept; of volumes (N, g, g, g).
+        offsets: (N, 2), where each mask is cut from the enlarged grid; of volumes (N, 3), first among the slices.
+        cell: height and width of a cell in pixels; of volumes how many slices it has, before them.
+        sides: for each of these (cell's side, picture's side, g), how much of each line of cells is in each line of pixels, for every
+            offset.
     """
 
     cells: Tensor
     offsets: Tensor
-    cell: tuple[int, int]
-    rows: Tensor
-    columns: Tensor
+    cell: tuple[int, ...]
+    sides: tuple[Tensor, ...]
 
     @classmethod
-    def drawn(cls, samples: int, grid: int, kept: float, size: tuple[int, int], seed: int) -> _Masks:
+    def drawn(cls, samples: int, grid: int, kept: float, size: tuple[int, ...], seed: int) -> _Masks:
         generator = torch.Generator().manual_seed(seed)
-        cells = torch.rand(samples, grid, grid, generator=generator) < kept
-        tall, wide = (math.ceil(side / grid) for side in size)
-        offsets = [torch.randint(0, one, (samples,), generator=generator) for one in (tall, wide)]
-        rows, columns = (_enlarging(grid, cell, side) for cell, side in zip((tall, wide), size, strict=True))
-        return cls(cells, torch.stack(offsets, dim=1), (tall, wide), rows, columns)
+        cells = torch.rand(samples, *[grid] * len(size), generator=generator) < kept
+        cell = tuple(math.ceil(side / grid) for side in size)
+        offsets = [torch.randint(0, one, (samples,), generator=generator) for one in cell]
+        sides = tuple(_enlarging(grid, one, side) for one, side in zip(cell, size, strict=True))
+        return cls(cells, torch.stack(offsets, dim=1), cell, sides)
 
     def cut(self, part: slice, like: Tensor) -> Tensor:
-        """Some of the masks (b, H, W), on the device of `like` and in its type, float32 at least."""
+        """Some of the masks (b, H, W), of volumes (b, T, H, W), on the device of `like` and in its type, float32 at least."""
         kind = at_least_single(like[:0]).dtype
-        rows, columns = (
+        *slices, rows, columns = (
             matrix[offset].to(like.device, kind)
-            for matrix, offset in zip((self.rows, self.columns), self.offsets[part].T, strict=True)
+            for matrix, offset in zip(self.sides, self.offsets[part].T, strict=True)
         )
-        found: Tensor = rows @ self.cells[part].to(like.device, kind) @ columns.mT
+        cells = self.cells[part].to(like.device, kind)
+        if slices:
+            cells = (slices[0] @ cells.flatten(2)).reshape(len(cells), -1, *cells.shape[2:])
+            rows, columns = rows[:, None], columns[:, None]
+        found: Tensor = rows @ cells @ columns.mT
         return found
 
 
@@ -234,8 +257,8 @@ class _Sums:
 
     Attributes:
         of: (2, 3) for each half the number of masks, the sum of u and of u^2.
-        first: (5, H, W) sums of v for each half, of u v for each half, and of u^2 v.
-        second: (3, H, W) sums of v^2, u v^2 and u^2 v^2.
+        first: (5, T, H, W) sums of v for each half, of u v for each half, and of u^2 v.
+        second: (3, T, H, W) sums of v^2, u v^2 and u^2 v^2.
         shift: the score that is taken as 0, once there is one.
     """
 
@@ -245,14 +268,14 @@ class _Sums:
     shift: float | None = None
 
     @classmethod
-    def empty(cls, size: tuple[int, int], device: torch.device) -> _Sums:
+    def empty(cls, size: tuple[int, int, int], device: torch.device) -> _Sums:
         of, first, second = (
             torch.zeros(*shape, dtype=torch.float64, device=device) for shape in ((2, 3), (5, *size), (3, *size))
         )
         return cls(of, first, second)
 
     def add(self, scores: Tensor, v: Tensor, start: int) -> None:
-        """Takes the scores (b,) and masks (b, H, W) of a batch, and overwrites the masks; `start` is the first one's number."""
+        """Takes the scores (b,) and masks (b, T, H, W) of a batch, and overwrites the masks; `start` is the first one's number."""
         if self.shift is None:
             self.shift = float(scores.double().median())
         u = scores.double() - self.shift
@@ -269,7 +292,7 @@ class _Sums:
         return (self.shift or 0.0) + float(total / count)
 
     def covariance(self, half: int | None = None) -> Tensor:
-        """mean of (score - its mean) times mask (H, W), over all masks or every other one."""
+        """mean of (score - its mean) times mask (T, H, W), over all masks or every other one."""
         halves = [0, 1] if half is None else [half]
         count, total, _ = self.of[halves].sum(dim=0)
         v, uv = (self.first[[one + 2 * power for one in halves]].sum(dim=0) for power in (0, 1))
@@ -293,9 +316,9 @@ class _Sums:
 
 
 def _coarse(found: Tensor) -> Tensor:
-    """A map (H, W) averaged onto a grid whose sides are 28 at most, as a list of places."""
-    height, width = (min(_SIDE, side) for side in found.shape)
-    return F.adaptive_avg_pool2d(found[None], (height, width)).flatten()
+    """A map (T, H, W) averaged onto a grid whose sides are 28 at most, as a list of places."""
+    slices, height, width = (min(_SIDE, side) for side in found.shape)
+    return F.adaptive_avg_pool3d(found[None], (slices, height, width)).flatten()
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:
@@ -311,12 +334,15 @@ def _said_of(found: Tensor, error: Tensor, halves: list[Tensor], masks: _Masks, 
     said = [
         f"over {count:,} masks the largest standard error is {float(error.max()):.2g}, and the largest value {float(found.abs().max()):.2g}"
     ]
-    peaks = [divmod(int(one.argmax()), one.shape[1]) for one in halves]
-    apart = [abs(one - other) for one, other in zip(*peaks, strict=True)]
+    sides = len(masks.cell)
+    peaks = [torch.unravel_index(one.argmax(), one.shape)[-sides:] for one in halves]
+    apart = [abs(int(one) - int(other)) for one, other in zip(*peaks, strict=True)]
+    names = ("slices", "rows", "columns")[-sides:]
     moved = any(far > cell for far, cell in zip(apart, masks.cell, strict=True))
     if agreement < _ALIKE or moved:
         said.append(
             f"{count:,} masks are too few: the maps of two halves of them correlate by {agreement:.2f} (1 is the same), and their "
-            f"peaks lie {apart[0]} rows and {apart[1]} columns apart; ask for more with the option samples"
+            f"peaks lie {' and '.join(f'{far} {what}' for far, what in zip(apart, names, strict=True))} apart; ask for more with the "
+            "option samples"
         )
     return said

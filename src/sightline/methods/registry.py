@@ -49,7 +49,7 @@ OF_INPUT: tuple[Needs, ...] = (*PIXELS, "input-gradients", *OUTSIDE)
 # Those that look at the whole network, and at no layer of it.
 WHOLE: tuple[Needs, ...] = (*WANTED, "model", *OF_INPUT)
 # Those that treat all places alike, so that slices of a volume may lie below each other.
-OF_VOLUMES: tuple[Needs, ...] = (*ONE_PASS, *PIXELS, "head")
+_OF_VOLUMES: tuple[Needs, ...] = (*ONE_PASS, *PIXELS, "head")
 # An option by which one of them looks at the places beside a place.
 _OF_NEIGHBOURS = "spread"
 Function = Callable[..., Tensor]
@@ -91,6 +91,8 @@ class Method:
         unit: "score" when values are in units of the target's score and can be compared between methods; "own" when not.
         reference: where it is defined, with the equation.
         fuse: rectified maps (B, h, w) of several layers, the shallowest first -> one map.
+        volumes: of a method that shows the model other pictures, whether a film or volume may be asked about. Slices lie below each
+            other in all that the function is given and in what it shows the model; `Probe.slices` says how many they are.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Method:
     unit: Literal["score", "own"] = "score"
     reference: str = ""
     fuse: Callable[[Sequence[Tensor]], Tensor] = mean_of_shares
+    volumes: bool = False
 
     @property
     def summary(self) -> str:
@@ -138,6 +141,7 @@ def method(
     unit: Literal["score", "own"] = "score",
     reference: str,
     fuse: Callable[[Sequence[Tensor]], Tensor] = mean_of_shares,
+    volumes: bool = False,
 ) -> Callable[[Function], Function]:
     """Registers a function as a method; a name can be taken only once."""
     if not re.fullmatch(r"[a-z0-9]+([-+][a-z0-9+]+)*[+]*", name):
@@ -159,7 +163,7 @@ def method(
             raise MethodError(
                 f"a method called {name!r} is registered already, by {_REGISTRY[name].function.__module__}"
             )
-        _REGISTRY[name] = Method(name, function, needs, signed, class_specific, unit, reference, fuse)
+        _REGISTRY[name] = Method(name, function, needs, signed, class_specific, unit, reference, fuse, volumes)
         return function
 
     return register
@@ -218,10 +222,15 @@ def check_possible(chosen: Method, adapter: Adapter) -> None:
         )
 
 
+def of_volumes(chosen: Method) -> bool:
+    """Whether films and volumes can be asked about."""
+    return chosen.volumes or chosen.needs in _OF_VOLUMES
+
+
 def check_of_volumes(chosen: Method, options: Mapping[str, Any], layers: Sequence[str | None]) -> None:
     """Refuses what can't be asked of a film or volume."""
-    if chosen.needs not in OF_VOLUMES:
-        works = ", ".join(one.name for one in list_methods().values() if one.needs in OF_VOLUMES)
+    if not of_volumes(chosen):
+        works = ", ".join(one.name for one in list_methods().values() if of_volumes(one))
         raise MethodError(
             f"{chosen.name} looks at neighbours on a picture, or draws pictures of its own, and can't be asked of a film or volume "
             f"(B, C, T, H, W); these methods can: {works}"

@@ -18,6 +18,7 @@ from sightline.errors import LayerError, ModelError
 from sightline.models import layers as layer_choice
 from sightline.models.adapter import Adapter, adapt, like_weights
 from sightline.models.called import called
+from sightline.models.patches import GRID, PLACES, TOWER, Patches, patches_of, with_places
 from sightline.models.preprocess import Preprocess, measured, specification
 from sightline.models.processors import taken
 from sightline.models.prompts import shown
@@ -42,6 +43,7 @@ class Asking:
         answer: what it is to say, or None for its own answer.
         tokens: how long its own answer may be.
         ends: tokens at which an answer ends.
+        patches: how the model is given pictures in pieces; None of one that is given them whole.
     """
 
     module: Any
@@ -50,6 +52,17 @@ class Asking:
     answer: str | None
     tokens: int
     ends: frozenset[int]
+    patches: Patches | None = None
+
+
+def asking_of(
+    module: Any, processor: Any, question: str, answer: str | None = None, tokens: int = TOKENS, ends: Any = None
+) -> Asking:
+    """A question to a model; `ends` are tokens that end an answer beside those of the model and its tokenizer."""
+    check_form(module)
+    patches = patches_of(getattr(processor, "image_processor", None))
+    seen = module if patches is None else with_places(module)
+    return Asking(seen, processor, question, answer, tokens, _ends_of(module, processor, ends), patches)
 
 
 def answering(
@@ -83,10 +96,7 @@ def answering(
         ModelError: a question or answer that is none, or a model that takes pictures in another form than (B, 3, H, W).
     """
     module, notes = unwrapped(module)
-    asking = Asking(
-        module, processor, _text("question", question), _answer(answer), _count(tokens), ends_of(module, processor)
-    )
-    check_form(module)
+    asking = asking_of(module, processor, _text("question", question), _answer(answer), _count(tokens))
     laid_out(processor, asking.question, 64, 64)
     take: Preprocess | None = None
     if preprocess is not None:
@@ -120,7 +130,7 @@ def check_form(module: Any) -> None:
         raise ModelError(f"{kind} reads the question in one network and answers in another, which is not supported")
 
 
-def ends_of(module: Any, processor: Any, more: Any = None) -> frozenset[int]:
+def _ends_of(module: Any, processor: Any, more: Any = None) -> frozenset[int]:
     """The tokens that end an answer, by the model, its tokenizer and what else says so."""
     settings = getattr(module, "generation_config", None)
     found = [getattr(settings, "eos_token_id", None), getattr(_tokenizer(processor), "eos_token_id", None), more]
@@ -135,7 +145,7 @@ def first_word(asking: Asking) -> nn.Module:
     def begin(self: Any, own: Any, x: Tensor) -> Tensor:
         given = inputs(x.shape[-2], x.shape[-1])
         settings = _settings(own, 1)
-        logits: Tensor = own(pixel_values=x, **_for_batch(given, x), **settings).logits
+        logits: Tensor = own(**_shown(asking.patches, x), **_for_batch(given, x), **settings).logits
         return logits[:, -1]
 
     return called(asking.module, begin)
@@ -143,6 +153,8 @@ def first_word(asking: Asking) -> nn.Module:
 
 def layer_for(asking: Asking, height: int, width: int) -> tuple[str, str] | None:
     """The last layer that all of the picture goes through on its way to the words, and why; None where that can't be said."""
+    if asking.patches is not None:
+        return f"model.{TOWER}.{PLACES}", "all that the language model is told of the picture"
     if not hasattr(asking.module, "get_image_features"):
         return None
     x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -223,11 +235,13 @@ def laid_out(processor: Any, question: str, height: int, width: int, more: str =
     except Exception as error:
         raise ModelError(f"the {kind} fails on the question {shown(question)}: {str(error)[:300]}") from error
     picture = made.get("pixel_values")
+    if GRID in made and (patches := patches_of(getattr(processor, "image_processor", None))) is not None:
+        picture = made["pixel_values"] = patches.whole(picture, made.pop(GRID))
     if not isinstance(picture, Tensor) or picture.dim() != 4 or picture.shape[:2] != (1, 3):
         got = tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__
         raise ModelError(
-            f"the {kind} makes {got} of one picture, not (1, 3, H, W): it cuts pictures into pieces or patches, from which no map can "
-            "be laid back. Take a model that sees the picture whole, such as LLaVA 1.5, PaliGemma or Gemma 3 without pan and scan"
+            f"the {kind} makes {got} of one picture, not (1, 3, H, W): it cuts pictures into pieces, from which no map can be laid "
+            "back. Take a model that sees the picture whole, such as LLaVA 1.5, Qwen2.5-VL, PaliGemma or Gemma 3 without pan and scan"
         )
     other = [name for name in made if name not in (*_OF_TEXT, *_LEFT_OUT)]
     if other or "input_ids" not in made:
@@ -255,6 +269,11 @@ def text_inputs(asking: Asking, height: int, width: int, more: str = "") -> dict
             "ask shorter"
         )
     return {name: made[name] for name in _OF_TEXT if name in made}
+
+
+def _shown(patches: Patches | None, x: Tensor) -> dict[str, Tensor]:
+    """Pictures as the model takes them."""
+    return {"pixel_values": x} if patches is None else patches.cut(x)
 
 
 def _for_batch(given: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
@@ -292,7 +311,7 @@ def _settled(adapter: Adapter, asking: Asking, x: Tensor, answer: str | None = N
             f"{adapter.name} answers nothing to {shown(asking.question)}; ask otherwise, or give the words: answer='...'"
         )
     words, owner = words_of(_tokenizer(asking.processor), ids)
-    module = forced(asking.module, given, ids, owner, len(words))
+    module = forced(asking, given, ids, owner, len(words))
     _check_forced(adapter, asking, x, given, own, steps)
     _check_forced(adapter, asking, x, given, ids, None)
     found = (
@@ -313,25 +332,26 @@ def _settled(adapter: Adapter, asking: Asking, x: Tensor, answer: str | None = N
 
 
 def forced(
-    module: nn.Module, given: Mapping[str, Tensor], ids: Sequence[int], owner: Sequence[int], words: int
+    asking: Asking, given: Mapping[str, Tensor], ids: Sequence[int], owner: Sequence[int], words: int
 ) -> nn.Module:
     """The module as a function of pictures: the log-probability (B, words) of each word of a given answer."""
-    text = _continued(module, given, ids)
+    text = _continued(asking.module, given, ids)
     to_word = torch.zeros(len(ids), words)
     to_word[torch.arange(len(ids)), torch.tensor(owner)] = 1
 
     def say(self: Any, own: Any, x: Tensor) -> Tensor:
-        found: Tensor = _log_probabilities(own, self.answer_text, self.answer_ids, x) @ self.answer_words.to(x.device)
+        tokens = _log_probabilities(own, self.answer_text, self.answer_ids, x, asking.patches)
+        found: Tensor = tokens @ self.answer_words.to(x.device)
         return found
 
     kept = {"answer_text": text, "answer_ids": torch.tensor(ids), "answer_words": to_word}
-    return called(module, say, **kept)
+    return called(asking.module, say, **kept)
 
 
-def _log_probabilities(own: Any, text: Mapping[str, Tensor], ids: Tensor, x: Tensor) -> Tensor:
+def _log_probabilities(own: Any, text: Mapping[str, Tensor], ids: Tensor, x: Tensor, patches: Patches | None) -> Tensor:
     """Of each token of the answer (B, tokens)."""
     count = len(ids)
-    logits = own(pixel_values=x, **_for_batch(text, x), **_settings(own, count + 1)).logits
+    logits = own(**_shown(patches, x), **_for_batch(text, x), **_settings(own, count + 1)).logits
     said = logits[:, -count - 1 : -1].float().log_softmax(dim=-1)
     found: Tensor = said.gather(2, ids.to(x.device)[None, :, None].expand(len(x), -1, 1))[..., 0]
     return found
@@ -367,7 +387,7 @@ def _generated(asking: Asking, x: Tensor, given: Mapping[str, Tensor], tokens: i
         with quiet(), isolated(x), torch.no_grad():
             stand_in: Any = twin(asking.module, {})
             stand_in.__dict__["generation_config"] = configuration()  # no penalties and tempers of its own
-            made = stand_in.generate(pixel_values=x, **_for_batch(given, x), generation_config=settings)
+            made = stand_in.generate(**_shown(asking.patches, x), **_for_batch(given, x), generation_config=settings)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -439,14 +459,15 @@ def _check_forced(
     with quiet(), isolated(x), torch.no_grad():
         stand_in: Any = twin(asking.module, {})
         try:
-            together = _log_probabilities(stand_in, _continued(asking.module, given, ids), torch.tensor(ids), x)[0]
+            likely = partial(_log_probabilities, stand_in, x=x, patches=asking.patches)
+            together = likely(_continued(asking.module, given, ids), torch.tensor(ids))[0]
             if steps is not None:
                 apart = (
                     steps.float().log_softmax(dim=-1).gather(1, torch.tensor(ids, device=steps.device)[:, None])[:, 0]
                 )
             else:  # another last token: what was said before it can't know
                 other = [*ids[:-1], ids[-1] - 1 if ids[-1] else 1]
-                apart = _log_probabilities(stand_in, _continued(asking.module, given, other), torch.tensor(other), x)[0]
+                apart = likely(_continued(asking.module, given, other), torch.tensor(other))[0]
                 together, apart = together[:-1], apart[:-1]
         except torch.OutOfMemoryError:
             raise

@@ -11,12 +11,15 @@ from PIL import Image
 
 from sightline.errors import ImageError, ModelError, did_you_mean
 from sightline.models.folders import check_numbers
+from sightline.models.patches import GRID, patches_of
 from sightline.models.preprocess import Preprocess, measured, specified
 
 FILE = "preprocessor_config.json"
 LARGEST = 2048  # pixels of a side that a file may ask for
 MOST_PLACES = 20_000  # tokens that a file may ask to stand for one picture
 _THIN = 64  # times longer than wide: a picture that would fill the memory where only its shorter side is set
+# Pixels of what is cut into patches: what a file may let a photograph keep, and what it may ask a small one to be enlarged to.
+_LARGEST_AREA, _LEAST_AREA = 4096**2, 1024**2
 _SERVICE = ("device", "return_tensors", "data_format", "input_data_format", "disable_grouping")
 _INSTEAD = "Give your own: preprocess={'size': ..., 'mean': ..., 'std': ...}"
 # How a processor names its input's geometry: arguments of `standard`, or None where that can't say it.
@@ -66,7 +69,13 @@ def taken(processor: Any) -> Preprocess:
 
 def made_processor(said: Mapping[str, Any], model_type: str, families: Iterable[str] = ()) -> Any:
     """transformers' own image processor with the settings of a file; see `processor_of`."""
-    check_numbers({part: one for part, one in said.items() if part != "image_seq_length"}, LARGEST, FILE)
+    # Of a processor that cuts pictures into patches the sizes are areas.
+    areas = ("size", "min_pixels", "max_pixels") if isinstance(said.get("merge_size"), int) else ()
+    check_numbers({part: one for part, one in said.items() if part not in ("image_seq_length", *areas)}, LARGEST, FILE)
+    check_numbers({part: said.get(part) for part in areas}, _LARGEST_AREA, FILE)
+    size = said.get("size") if areas else None
+    least = size.get("shortest_edge") if isinstance(size, Mapping) else None
+    check_numbers({"min_pixels": said.get("min_pixels"), "shortest_edge": least}, _LEAST_AREA, FILE)
     check_numbers({"image_seq_length": said.get("image_seq_length")}, MOST_PLACES, FILE)
     share = said.get("crop_pct") or 1
     if not isinstance(share, int | float) or not 0.1 <= share <= 1:
@@ -208,7 +217,10 @@ def _agree(take: Preprocess, processor: Any) -> bool:
 
 
 def _asked(processor: Any, picture: Image.Image) -> Any:
-    return processor(picture, return_tensors="pt")["pixel_values"].float()
+    made = processor(picture, return_tensors="pt")
+    values = made["pixel_values"].float()
+    patches = patches_of(processor) if GRID in made else None
+    return values if patches is None else patches.whole(values, made[GRID])
 
 
 def _as_it_is(processor: Any, name: str) -> tuple[Preprocess, dict[str, Any]]:

@@ -33,7 +33,7 @@ _SAID = {
     *("tokenizer_class", "model_max_length", "model_input_names", "padding_side", "truncation_side"),
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
     *("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "split_special_tokens"),
-    *("image_token", "boi_token", "eoi_token", "image_token_id"),
+    *("image_token", "boi_token", "eoi_token", "image_token_id", "video_token", "video_token_id"),
     *("add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars"),
     *("clean_up_tokenization_spaces", "spaces_between_special_tokens", "legacy", "errors", "canonicalize"),
 }
@@ -73,9 +73,21 @@ def processor_with(files: Files, model_type: str, image_processor: Any) -> Any:
     said = {} if path is None else {part: one for part, one in read_json(path).items() if part in _OF_PROCESSOR}
     check_numbers(said, MOST_PLACES, PROCESSOR)
     try:
-        return kind(image_processor=image_processor, tokenizer=tokenizer, chat_template=_template(files), **said)
+        films = {"video_processor": _of_films(model_type)} if "video_processor" in kind.get_attributes() else {}
+        return kind(
+            image_processor=image_processor, tokenizer=tokenizer, chat_template=_template(files), **films, **said
+        )
     except Exception as error:
         raise ModelError(f"no {name} can be made of the files of {files.name}: {str(error)[:300]}") from error
+
+
+def _of_films(model_type: str) -> Any:
+    """The part of a processor that takes films, as it is by default: it is never asked."""
+    from transformers.models.auto import video_processing_auto
+
+    names: Any = vars(video_processing_auto)["VIDEO_PROCESSOR_MAPPING_NAMES"]
+    name = next(one for one in names[model_type].values() if one)
+    return video_processing_auto.video_processor_class_from_name(name)()
 
 
 @contextmanager

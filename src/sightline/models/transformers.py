@@ -20,7 +20,7 @@ from sightline._quiet import quiet
 from sightline.errors import ModelError, did_you_mean
 from sightline.models import timm
 from sightline.models.adapter import Adapter
-from sightline.models.answers import TOKENS, Asking, check_form, ends_of, first_word, laid_out, layer_for, settling
+from sightline.models.answers import asking_of, first_word, laid_out, layer_for, settling
 from sightline.models.folders import Files, check_numbers, in_folder, in_repository, read_json, stored_weights
 from sightline.models.given import Finding, Given
 from sightline.models.made import few, imagenet_labels, made, shown
@@ -259,11 +259,10 @@ def _answering(files: Files, config: Mapping[str, Any], given: Given) -> Adapter
     module, given, found, origin = _without_head(
         files, config, given, kind, settings, "the words of an answer are its classes"
     )
-    check_form(module)
     found.append(Finding("question", str(given.question)[:200], "given"))
     path = files.find("generation_config.json")
     more = None if path is None else read_json(path).get("eos_token_id")
-    asking = Asking(module, processor, str(given.question), None, TOKENS, ends_of(module, processor, more))
+    asking = asking_of(module, processor, str(given.question), ends=more)
     adapter = made(
         f"hf:{files.name}", first_word(asking), given, spec, None, origin, [*given.found, *found, *how], take=take
     )

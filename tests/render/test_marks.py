@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sightline.engine.asked import Mark
-from sightline.render.marks import marked, numbered
+from sightline.render.marks import _free, marked, numbered
 
 PHOTO = (200, 100)
 GREY = (90, 90, 90)
@@ -75,3 +75,22 @@ def test_boxes_are_numbered_where_they_lie_and_the_drawing_itself_stays() -> Non
     assert found[100:180, 240:360].any()
     assert not found[:, 130:230].any()
     assert numbered(drawn, [], PHOTO) is drawn
+
+
+def test_tags_of_boxes_that_lie_on_each_other_can_all_be_read() -> None:
+    drawn = Image.new("RGB", (400, 300), GREY)
+    boxes = [(100 + one, 80 + one, 300 - one, 250 + one) for one in range(9)] + [
+        (0, 0, 399, 299),
+        (2, 2, 20, 16),
+        (1, 1, 21, 17),
+    ]
+    taken: list[tuple[int, int, int, int]] = []
+    for box in boxes:
+        found = _free(tuple(box), (19, 17), drawn.size, taken)  # type: ignore[arg-type]
+        assert 0 <= found[0] < found[2] < 400
+        assert 0 <= found[1] < found[3] < 300
+        assert not any(
+            one[0] <= found[2] and found[0] <= one[2] and one[1] <= found[3] and found[1] <= one[3] for one in taken
+        )
+        taken.append(found)
+    assert (np.asarray(numbered(drawn, boxes, drawn.size)) == 20).all(axis=2).sum() > 12 * 100  # the dark of each tag

@@ -12,6 +12,7 @@ from sightline.engine.asked import Mark
 
 # A light line inside a dark one shows on any picture.
 _LINES = 128  # places along each side at which the outline of a region is looked up for the viewer
+_Sides = tuple[int, int, int, int]  # left, top, right, bottom
 _DARK, _LIGHT = (20, 20, 20), (120, 255, 220)
 
 
@@ -53,16 +54,40 @@ def numbered(photo: Image.Image, boxes: Sequence[Sequence[float]], size: tuple[i
     drawn = photo.copy()
     pen = ImageDraw.Draw(drawn)
     font = ImageFont.load_default(max(11, round(max(drawn.size) / 28)))
-    for number, box in reversed([*enumerate(boxes, 1)]):  # the surest lies on top
+    sides = []
+    for box in boxes:
         left, top, right, bottom = _corners(box, size, drawn.size)
         left, top = max(0, left), max(0, top)
         right, bottom = max(left + 1, min(right, drawn.width - 1)), max(top + 1, min(bottom, drawn.height - 1))
+        sides.append((left, top, right, bottom))
+    for left, top, right, bottom in reversed(sides):  # the surest lies on top
         pen.rectangle((left, top, right, bottom), outline=_DARK, width=3)
         pen.rectangle((left + 1, top + 1, max(left + 1, right - 1), max(top + 1, bottom - 1)), outline=_LIGHT)
-        text = pen.textbbox((left + 4, top + 2), str(number), font=font)
-        pen.rectangle((text[0] - 3, text[1] - 2, text[2] + 3, text[3] + 2), fill=_DARK)
-        pen.text((left + 4, top + 2), str(number), font=font, fill=_LIGHT)
+    taken: list[_Sides] = []
+    for number, box in enumerate(sides, 1):
+        text = pen.textbbox((0, 0), str(number), font=font)
+        tag = _free(box, (round(text[2] - text[0]) + 7, round(text[3] - text[1]) + 5), drawn.size, taken)
+        taken.append(tag)
+        pen.rectangle(tag, fill=_DARK)
+        pen.text((tag[0] + 3 - text[0], tag[1] + 2 - text[1]), str(number), font=font, fill=_LIGHT)
     return drawn
+
+
+def _free(box: _Sides, tag: tuple[int, int], picture: tuple[int, int], taken: Sequence[_Sides]) -> _Sides:
+    """Where a tag of this size goes that no other has: a corner of its box, else along its upper side or beside it; else the first."""
+    left, top, right, bottom = box
+    wide, tall = tag
+    spots = [(x, y) for y in (top, bottom - tall) for x in (left, right - wide)]
+    spots += [(x, top) for x in range(left + wide, right - wide, wide)]
+    spots += [(x, y) for y in (top - tall, bottom) for x in (left, right - wide)]
+    spots += [(x, y) for x in (left - wide, right) for y in (top, bottom - tall)]
+    inside = [(max(0, min(x, picture[0] - wide)), max(0, min(y, picture[1] - tall))) for x, y in spots]
+    found = [(x, y, x + wide - 1, y + tall - 1) for x, y in inside]
+    return next((one for one in found if not any(_meet(one, other) for other in taken)), found[0])
+
+
+def _meet(one: _Sides, other: _Sides) -> bool:
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
 def _corners(box: Sequence[float], photo: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -87,12 +87,17 @@ def test_boxes_lie_on_a_photograph_that_is_shown_smaller_than_it_is(offer: Offer
     assert data["panes"][0]["mark"]["box"] == pytest.approx(data["boxes"][0]["box"])
 
 
-def test_a_place_of_a_segmentation_is_asked_by_its_point(offer: Offer, shapes: str) -> None:
+def test_a_place_of_a_segmentation_is_asked_by_its_point(offer: Offer, shapes: str, tmp_path: Path) -> None:
     answer = ask(offer, Question(shapes, model="pixels", target="@110,110"))
     data = as_data(answer)["viewer"]
     assert data["points"] == [384, 384]
     assert data["panes"][0]["mark"]["point"] == pytest.approx([110 / 384, 110 / 384])
     assert "point=(110, 110)" in as_python(offer, Question(shapes, model="pixels"), answer)
+    large = tmp_path / "large.png"
+    photo(5, times=30).save(large)  # shown at 2,400 of its 2,880 pixels
+    shown = Question(str(large), model="pixels", target="@687.5,687.5")
+    lines = as_python(offer, shown, ask(offer, shown))
+    assert "point=(825, 825)" in lines
     whole = as_data(ask(offer, Question(shapes, model="pixels", target="disc")))["viewer"]
     assert whole["panes"][0]["mark"]["lines"]
 

@@ -298,12 +298,17 @@ def as_python(offer: Offer, question: Question, answer: Answer) -> str:
     """The lines that make the same maps."""
     asked = dict(zip(dict.fromkeys(one.label for one in answer.maps), (question.target, question.beside), strict=False))
     photo = Path(answer.maps[0].image).name
+    size = answer.maps[0].view.photo
+    if any(
+        one.mark is not None and one.mark.point is not None for one in answer.maps
+    ):  # which may be shown smaller than it is
+        size = look_at(offer, question.model, question.picture, question.layer, question.prompts).meta["size"]
     lines = ["import sightline", ""]
     layer = "all" if question.mode == "layers" else question.layer
     groups = _by_model(answer)
     for number, (model, maps) in enumerate(groups.items(), 1):
         targets = ", ".join(
-            {one.label: _in_python(one, offer.models.get(model), asked.get(one.label)) for one in maps}.values()
+            {one.label: _in_python(one, offer.models.get(model), asked.get(one.label), size) for one in maps}.values()
         )
         arguments = dict(offer.arguments.get(model, {})) | (
             {"prompts": list(question.prompts)} if question.prompts else {}
@@ -325,14 +330,15 @@ def as_python(offer: Offer, question: Question, answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def _in_python(one: Heatmap, adapter: Adapter | None, asked: str | None) -> str:
-    """The target of a map, as Python has it."""
+def _in_python(one: Heatmap, adapter: Adapter | None, asked: str | None, size: tuple[int, int]) -> str:
+    """The target of a map, as Python has it, of a photograph of this size."""
     if one.index is not None and (adapter is None or adapter.label(one.index) == one.label):
         return repr(one.index)
     mark = one.mark
     if mark is not None and mark.point is not None:
         name = one.label.rpartition(" at ")[0]
-        return f"sightline.segment({name!r}, point=({mark.point[0]:g}, {mark.point[1]:g}))"
+        x, y = (round(at * own / shown, 2) for at, own, shown in zip(mark.point, size, one.view.photo, strict=True))
+        return f"sightline.segment({name!r}, point=({x:g}, {y:g}))"
     number, colon, _ = one.label.partition(": ")
     if mark is not None and mark.box is not None and colon and number.isdecimal():
         return f"sightline.instance({number})"

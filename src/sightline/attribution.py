@@ -167,7 +167,10 @@ def adapter_of(model: Model) -> Adapter:
 def opened(adapter: Adapter, image: Source) -> tuple[Image.Image, ImageMeta, Any]:
     """A picture as a person is shown it, what is known of it, and the same as the model's preprocessing takes it."""
     if adapter.frames is not None:
-        raise ModelError(f"{adapter.name} takes films or volumes of {adapter.frames} frames: sightline.explain_frames")
+        raise ModelError(
+            f"{adapter.name} takes films or volumes of {adapter.frames} frames, and this is for photographs: sightline explain --film, or "
+            "sightline.explain_frames"
+        )
     of = bands_of(adapter.preprocess)
     if of is None:
         photo, meta = read_image(image)

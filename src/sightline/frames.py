@@ -121,7 +121,7 @@ class Frames:
             )
         left = len(self.maps) - len(chosen)
         drawn = f"; drawn are {len(chosen)} of them, evenly chosen" if left else ""
-        return self._sheet(rows, [f"The model saw {self._seen()}{drawn}"], colormap)
+        return self._sheet(rows, [f"The model saw {self.seen()}{drawn}"], colormap)
 
     def slices(self, *, style: str | None = None, colormap: str | None = None) -> Image.Image:
         """Three planes through the strongest place: the frame itself, and the two that run along time or depth."""
@@ -142,7 +142,7 @@ class Frames:
             tiles.append(Tile(self._plane(photo, values, cross, size, style, colormap), title))
         note = (
             f"Planes through the strongest place: {self.label(at)}, x {x}, y {y}, where the ticks meet. Distances along {along} are not "
-            f"to scale; the model saw {self._seen()}"
+            f"to scale; the model saw {self.seen()}"
         )
         return self._sheet([tiles], [note], colormap)
 
@@ -228,7 +228,7 @@ class Frames:
             "model": {"name": first.model, **first.provenance},
         }
 
-    def _seen(self) -> str:
+    def seen(self) -> str:
         """Which frames the model saw, in words."""
         count = len(self.numbers)
         if self.numbers == tuple(range(1, self.total + 1)):
@@ -362,7 +362,7 @@ def explain_frames(
     if adapter.frames is None:
         raise ModelError(
             f"{adapter.name} takes one picture. For a model of films say how many frames it takes, "
-            "sightline.adapt(module, preprocess=function of one frame, frames=16); else sightline.explain"
+            "sightline.adapt(module, preprocess=function of one frame, frames=16); else sightline.explain, without --film"
         )
     chosen = find(default(adapter) if method is None else method)
     check_possible(chosen, adapter)

@@ -40,7 +40,7 @@ def test_commands_and_python_of_the_page_run(
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.S):
         exec(compile(block, "docs/inputs.md", "exec"), known)  # noqa: S102
     assert {"bands.png", "strip.png", "why.gif", "slices.png", "tiles.png"} <= {one.name for one in tmp_path.iterdir()}
-    for line in "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.S)).splitlines():
+    for line in "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.S)).splitlines():
         monkeypatch.setattr(sys, "argv", shlex.split(line.partition("#")[0]))
         with pytest.raises(SystemExit) as end:
             main()

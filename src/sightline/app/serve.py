@@ -166,6 +166,8 @@ def load(
         return load_model(name, **drawn, **texts[0]), {}  # what was wrong with the texts is said
 
     found = {name: one(name) for name in models or ("bundled",)}
+    if films := [name for name, (model, _) in found.items() if model.frames is not None]:
+        raise ModelError(f"{films[0]} takes films, and the app shows photographs: sightline explain --film")
     return Offer(
         {name: model for name, (model, _) in found.items()}, {name: given for name, (_, given) in found.items()}
     )

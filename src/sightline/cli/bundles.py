@@ -76,7 +76,7 @@ def write_bundles(
     settings = dict(parsed_option(text, "--combine-option") for text in over_options)
     if settings and over is None:
         raise MethodError("--combine-option belongs to --combine; say what to average over: noise, flips or scales")
-    _check_style(style, colormap)
+    check_style(style, colormap)
     if trust not in (None, "quick", "full"):
         raise MetricError(f"--trust {trust}; expected nothing behind it, quick or full")
     failed: list[tuple[Path, str]] = []
@@ -112,9 +112,9 @@ def write_bundles(
             (tell if as_json else say)(f"{chosen_one}{_folder_says(images[0], adapter.labels or ())}")
         if style == "superpixels":
             _check_superpixels(chosen or everything)
-        with _progress(len(images)) as (step, within, asking):
+        with bars(len(images)) as (step, within, asking):
             for image, place in zip(images, places, strict=True):
-                shown = _Shown(asking)
+                shown = Shown(asking)
                 try:
                     found = (compare if overlap is None else partial(_tiled, overlap))(
                         image,
@@ -290,7 +290,7 @@ def _tiled(
     return share_scale(found) if same_scale else found
 
 
-class _Shown:
+class Shown:
     """Says once a method and photograph how many pictures the model is about to be shown, and counts them."""
 
     def __init__(self, asking: Callable[[str], None]) -> None:
@@ -419,7 +419,7 @@ def parsed_option(text: str, flag: str) -> tuple[str, Any]:
         return name.replace("-", "_"), value
 
 
-def _check_style(style: str | None, colormap: str | None) -> None:
+def check_style(style: str | None, colormap: str | None) -> None:
     """Told before the model is loaded, not after."""
     from sightline.render.colormap import palette
     from sightline.render.overlay import check_style
@@ -431,7 +431,7 @@ def _check_style(style: str | None, colormap: str | None) -> None:
 
 
 @contextmanager
-def _progress(
+def bars(
     total: int,
 ) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None], Callable[[str], None]]]:
     """Bars on stderr with the time left: over the pictures, and within one, with a name; nothing where no terminal is."""

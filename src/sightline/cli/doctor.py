@@ -66,7 +66,11 @@ def run(model: Chosen) -> None:
         say(f"note: {plain(note, 1000)}")
     say()
     started = time.perf_counter()
-    heatmap = sightline.explain(DEMO, adapter)
+    if adapter.frames is None:
+        heatmap = sightline.explain(DEMO, adapter)
+    else:
+        method = None if adapter.layer else "saliency"
+        heatmap = sightline.explain_frames([DEMO], adapter, method=method).maps[0]
     says = ", ".join(f"{one.label} {percent(one.probability)}" for one in heatmap.predictions[:3])
     say(
         f"a photograph of a cat: {plain(says)}; {heatmap.method} in {time.perf_counter() - started:.2f} s, strongest at {heatmap.peak}"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sightline.cli.bundles import DEFAULT_FOLDER, write_bundles
+from sightline.cli.films import write_films
 from sightline.cli.model import Chosen, takes_a_model
 from sightline.errors import ImageError, MethodError
 
@@ -123,12 +124,16 @@ def run(
         float | None,
         typer.Option("--overlap", metavar="SHARE", help="Of --tiles: of a window, 0 to below 1. [default: 0.5]"),
     ] = None,
+    film: Annotated[
+        bool,
+        typer.Option("--film", help="PHOTO is a film, for a model of films: a GIF, WebP, or a folder of its frames."),
+    ] = False,
     output: Folder = DEFAULT_FOLDER,
     force: Force = False,
     skip_existing: SkipExisting = False,
     json: Json = False,
 ) -> None:
-    """Show what the model says about photographs, and where it looks."""
+    """Show what the model says about photographs (or a film), and where it looks."""
     if len(method or ()) > 1:
         raise MethodError("explain shows one method; for several side by side: sightline compare")
     if not photos and random_from is None:
@@ -143,6 +148,18 @@ def run(
         raise MethodError(
             "--trust asks about one input of the model, and a map of --tiles has many; leave one of them out"
         )
+    if film:
+        others = {
+            "--contrast": contrast, "--combine": combine, "--combine-option": combine_option, "--own-scale": own_scale, "--trust": trust,
+            "--tiles": tiles, "--random-from": random_from, "--skip-existing": skip_existing,
+        }  # fmt: skip
+        if left := [name for name, value in others.items() if value not in (None, False, [])]:
+            raise MethodError(f"--film takes no {' and no '.join(left)}; leave that out")
+        write_films(
+            photos or [], model=model, method=method[0] if method else None, targets=target or [], layers=layer or [], options=option or [],
+            memory_mb=memory, max_calls=max_calls, top=top, style=style, colormap=colormap, folder=output, force=force, as_json=json,
+        )  # fmt: skip
+        return
     write_bundles(
         photos or [],
         model=model,

@@ -45,7 +45,7 @@ def run(
     shown = [one for one in found if every or one.chosen or one.name.count(".") < 2]
     table(
         ["layer", "kind", "channels", "grid", ""],
-        [(one.name, one.kind, one.channels, f"{one.grid[0]}x{one.grid[1]}", _mark(one)) for one in shown],
+        [(one.name, one.kind, one.channels, one.shown, _mark(one)) for one in shown],
     )
     if len(shown) < len(found):
         say(f"{len(found) - len(shown)} more inside blocks: --all")

@@ -17,11 +17,11 @@ def run(
     with waiting("asking torchvision and timm"):
         import timm
 
-        from sightline.models.torchvision import dense_names, names
+        from sightline.models.torchvision import dense_names, film_names, names
 
         known = [
             "bundled",
-            *(f"torchvision:{name}" for name in (*names(), *dense_names())),
+            *(f"torchvision:{name}" for name in (*names(), *dense_names(), *film_names())),
             *(f"timm:{name}" for name in timm.list_models()),
         ]
         if "keras" in search.lower():  # whose import takes seconds
@@ -36,7 +36,7 @@ def run(
                 ("bundled", "EfficientNet-Lite0, 1,000 ImageNet classes, works offline", ""),
                 (
                     "torchvision:resnet50",
-                    f"{counts['torchvision']} classifiers, detectors and segmentations of torchvision",
+                    f"{counts['torchvision']} classifiers, detectors, segmentations and models of films of torchvision",
                     "sightline models torchvision",
                 ),
                 ("timm:convnext_tiny", f"{counts['timm']} models of timm", "sightline models timm"),

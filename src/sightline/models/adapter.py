@@ -162,13 +162,13 @@ def adapt(
             raise ModelError(
                 "a function is a black box: layers, grid and logits are for modules; let it return the scores (N, K) themselves"
             )
-        if explained is not None or others is not None or frames is not None:
+        if explained is not None or others is not None:
             raise ModelError(
-                "a function is a black box that takes pictures alone: explained, others and frames are for modules"
+                "a function is a black box that takes pictures alone: explained and others are for modules"
             )
         name = name or getattr(module, "__name__", type(module).__name__).strip("<>")
         parts: dict[str, Any] = {"preprocess": take, "labels": names, "provenance": {"source": "user's function"}}
-        return replace(black_box(name, module, **parts), task=task)
+        return replace(black_box(name, module, **parts), task=task, frames=frames)
     module, notes = unwrapped(module)
     if explained is not None or others is not None:
         module, note = holding(module, explained, others or {})

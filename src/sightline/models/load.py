@@ -246,9 +246,11 @@ def _function(preprocess: Any) -> Any:
 
 
 def sample_input(adapter: Adapter) -> torch.Tensor:
-    """A seeded random input (1, 3, H, W) of the size that a loaded model expects."""
-    width, height = adapter.provenance["preprocessing"]["size"]
-    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    """A seeded random input (1, 3, H, W), or (1, 3, T, H, W), of the size that a loaded model expects."""
+    spec = adapter.provenance["preprocessing"]
+    width, height = spec["size"]
+    frames = [spec["frames"]] if "frames" in spec else []
+    return torch.rand(1, 3, *frames, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def _for_task(adapter: Adapter, task: Task) -> Adapter:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from sightline.errors import ModelError, did_you_mean
 from sightline.models.adapter import Adapter
@@ -15,7 +19,11 @@ from sightline.models.dense import detector
 from sightline.models.given import Finding, Given, Stored
 from sightline.models.layers import NOT_ALL
 from sightline.models.made import OFFLINE, made
+from sightline.models.preprocess import measured
 from sightline.models.weights import filled, read_stored
+
+# Frames of a film that torchvision's records say their accuracy was measured with (clip_len).
+_FRAMES, _USUAL_FRAMES = {"s3d": 128, "swin3d": 32}, 16
 
 
 def build(name: str, given: Given) -> Adapter:
@@ -24,8 +32,10 @@ def build(name: str, given: Given) -> Adapter:
 
     if name in dense_names():
         return _dense(name, given)
+    if name in film_names():
+        return _of_films(name, given)
     if name not in names():
-        known = (*names(), *dense_names())
+        known = (*names(), *dense_names(), *film_names())
         raise ModelError(
             f"torchvision has no model {name!r}.{did_you_mean(name, known)} List them: sightline models torchvision"
         )
@@ -39,20 +49,7 @@ def build(name: str, given: Given) -> Adapter:
         return module
 
     names_of_classes = tuple(record.meta["categories"])
-    origin: dict[str, Any] = {"source": "torchvision", "architecture": name, "random_weights": given.random_weights}
-    found = given.found or (Finding("architecture", f"torchvision:{name}", "its name"),)
-    classes = given.num_classes or len(names_of_classes)
-    if given.random_weights:
-        module = make(given.num_classes)
-        _draw_zero_heads(module)
-    else:
-        if given.weights is None:
-            path = _official(name, record)
-            # An official file's name ends in the beginning of its hash; a damaged one in the cache must not pass.
-            given = replace(given, weights=read_stored(path, sha256=path.stem.rpartition("-")[2]))
-            origin["weights"] = str(record)
-        module, classes, about = filled(make, len(names_of_classes), given)
-        found += about
+    module, given, classes, origin, found = _filled(name, given, record, make)
     transform = record.transforms()
     side = transform.crop_size[0]
     own = {
@@ -63,6 +60,60 @@ def build(name: str, given: Given) -> Adapter:
         "std": tuple(transform.std),
     }
     return made(f"torchvision:{name}", module, given, own, names_of_classes, origin, found, classes)
+
+
+def _filled(
+    name: str, given: Given, record: Any, make: Callable[[int | None], nn.Module]
+) -> tuple[nn.Module, Given, int, dict[str, Any], tuple[Finding, ...]]:
+    """The network with its weights, how many classes it has, where it comes from, and what was found out."""
+    known = len(record.meta["categories"])
+    origin: dict[str, Any] = {"source": "torchvision", "architecture": name, "random_weights": given.random_weights}
+    found = given.found or (Finding("architecture", f"torchvision:{name}", "its name"),)
+    if given.random_weights:
+        module = make(given.num_classes)
+        _draw_zero_heads(module)
+        return module, given, given.num_classes or known, origin, found
+    if given.weights is None:
+        path = _official(name, record)
+        # An official file's name ends in the beginning of its hash; a damaged one in the cache must not pass.
+        given = replace(given, weights=read_stored(path, sha256=path.stem.rpartition("-")[2]))
+        origin["weights"] = str(record)
+    module, classes, about = filled(make, known, given)
+    return module, given, classes, origin, found + about
+
+
+def _of_films(name: str, given: Given) -> Adapter:
+    """A classifier of films, with the preprocessing of a frame and as many of them as its weights were tested with."""
+    from torchvision import models
+
+    if given.preprocess:
+        raise ModelError(
+            f"the preprocessing of torchvision:{name} can't be changed in parts ({', '.join(given.preprocess)}); build the module and "
+            "give it whole: sightline.adapt(module, preprocess=function of one frame, frames=16)"
+        )
+    record = models.get_model_weights(name).DEFAULT
+    transform = record.transforms()
+
+    def make(classes: int | None) -> nn.Module:
+        size = {} if classes is None else {"num_classes": classes}
+        module: nn.Module = models.get_model(name, weights=None, **size)
+        return module
+
+    def of_frame(frame: Image.Image) -> Tensor:
+        film = torch.from_numpy(np.array(frame.convert("RGB"))).permute(2, 0, 1)[None]
+        found: Tensor = transform(film)[:, 0]
+        return found
+
+    module, given, classes, origin, found = _filled(name, given, record, make)
+    count = next((count for kind, count in _FRAMES.items() if name.startswith(kind)), _USUAL_FRAMES)
+    own = {
+        "size": tuple(reversed(transform.crop_size)),
+        "resize": tuple(reversed(transform.resize_size)),
+        "frames": count,
+    }
+    labels, take = tuple(record.meta["categories"]), measured(of_frame)
+    adapter = made(f"torchvision:{name}", module, given, own, labels, origin, found, classes, take=take)
+    return replace(adapter, frames=count)
 
 
 def _dense(name: str, given: Given) -> Adapter:
@@ -135,6 +186,14 @@ def names() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
+def film_names() -> tuple[str, ...]:
+    """Every classifier of films of torchvision."""
+    from torchvision import models
+
+    return tuple(models.list_models(module=models.video))
+
+
+@lru_cache(maxsize=1)
 def dense_names() -> tuple[str, ...]:
     """Every detector and segmentation of torchvision that comes with an image's boxes or pixels."""
     from torchvision import models
@@ -143,8 +202,6 @@ def dense_names() -> tuple[str, ...]:
 
 
 def _official(name: str, record: Any) -> Path:
-    import torch
-
     path: Path = Path(torch.hub.get_dir(), "checkpoints", record.url.rpartition("/")[2])
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

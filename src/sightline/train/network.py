@@ -87,7 +87,7 @@ def with_new_head(
         adapter = build(model, said)
         # What stands behind the dot says which official weights these were, and those are no more.
         architecture = next((one.value for one in adapter.found if one.what == "architecture"), "").partition(".")[0]
-        if architecture.partition(":")[0] not in _SOURCES or adapter.black_box:
+        if architecture.partition(":")[0] not in _SOURCES or adapter.black_box or adapter.frames:
             raise ModelError(
                 f"{adapter.name} can't be trained here; expected bundled, torchvision:NAME, timm:NAME, or a weights file of one. "
                 "In your own training, sightline.train.HeatmapCallback shows the maps"

@@ -78,6 +78,8 @@ def _filled(
         # An official file's name ends in the beginning of its hash; a damaged one in the cache must not pass.
         given = replace(given, weights=read_stored(path, sha256=path.stem.rpartition("-")[2]))
         origin["weights"] = str(record)
+    if given.weights is not None and name in dense_names():
+        given = replace(given, weights=_without_auxiliary(given.weights))
     module, classes, about = filled(make, known, given)
     return module, given, classes, origin, found + about
 
@@ -130,20 +132,7 @@ def _dense(name: str, given: Given) -> Adapter:
         return module
 
     labels = tuple(record.meta["categories"])
-    origin: dict[str, Any] = {"source": "torchvision", "architecture": name, "random_weights": given.random_weights}
-    found = given.found or (Finding("architecture", f"torchvision:{name}", "its name"),)
-    classes = given.num_classes or len(labels)
-    if given.random_weights:
-        module = make(given.num_classes)
-    else:
-        if given.weights is None:
-            path = _official(name, record)
-            given = replace(given, weights=read_stored(path, sha256=path.stem.rpartition("-")[2]))
-            origin["weights"] = str(record)
-        if segmentation and given.weights is not None:
-            given = replace(given, weights=_without_auxiliary(given.weights))
-        module, classes, about = filled(make, len(labels), given)
-        found += about
+    module, given, classes, origin, found = _filled(name, given, record, make)
     known = detector(module)
     if segmentation:
         mean, std, resize = tuple(transform.mean), tuple(transform.std), transform.resize_size[0]

@@ -21,6 +21,7 @@ from made_texts import (
     GRID,
     RED_PLACES,
     WORDS,
+    image_processor,
     llava,
     llava_processor,
     saved,
@@ -526,3 +527,24 @@ def test_paligemma_and_gemma_are_loaded_from_their_files(tmp_path: Path) -> None
             one, other = settled(loaded, x, answer=answer), settled(live, x, answer=answer)
             assert one.labels == other.labels
             assert_close(one.module(x), other.module(x), 1e-4)
+
+
+def test_git_reads_the_picture_before_the_question_and_scores_its_answer_one_way() -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = vision | {"vocab_size": len(WORDS), "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    settings = hugging.GitConfig(
+        vision_config=vision | {"image_size": 48, "patch_size": 8}, **text, initializer_range=0.5
+    )
+    module = hugging.GitForCausalLM(settings).eval()
+    processor = hugging.GitProcessor(image_processor(), tokenizer("<s> $A"))
+    found = settled(answering(module, processor, QUESTION), SCENES[:1], answer="a red square")
+    ids = processor(images=Image.new("RGB", (48, 48)), text=QUESTION, return_tensors="pt")["input_ids"]
+    rows = []
+    for word in ("a", "red", "square"):
+        with torch.no_grad():
+            logits = [module(pixel_values=one[None], input_ids=ids).logits[0, -1].log_softmax(dim=-1) for one in SCENES]
+        rows.append(torch.stack([one[number(word)] for one in logits]))
+        ids = torch.cat([ids, torch.tensor([[number(word)]])], dim=1)
+    assert_close(found.module(SCENES), torch.stack(rows, dim=1), 1e-4)
+    assert attribute(SCENES, found, target="red").shape == (3, GRID, GRID)

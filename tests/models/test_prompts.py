@@ -19,6 +19,7 @@ from made_texts import (
     BOTH,
     PROMPTS,
     RED_PLACES,
+    WORDS,
     clip,
     image_processor,
     saved,
@@ -516,3 +517,26 @@ def test_other_families_give_transformers_own_logits(family: str, tmp_path: Path
     for adapter in (load_model(folder, prompts=TEXTS), zero_shot(module, tokenizer(), TEXTS)):
         assert_close(adapter.module(SCENES), wanted, 1e-4)
         assert attribute(SCENES, adapter, target=1).shape == (3, 6, 6)
+
+
+def test_align_compares_as_its_own_forward_does() -> None:
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    vision = {"image_size": 64, "width_coefficient": 0.2, "depth_coefficient": 0.2, "hidden_dim": 64}
+    module = hugging.AlignModel(hugging.AlignConfig(text_config=text, vision_config=vision, projection_dim=64)).eval()
+    for one in module.vision_model.modules():
+        if isinstance(one, torch.nn.Conv2d):  # as they begin, nothing would reach the end
+            torch.nn.init.kaiming_normal_(one.weight)
+    words, prompts = tokenizer(), ["a red square", "blue"]
+    adapter = zero_shot(module, words, prompts)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = module(pixel_values=x, **words(prompts, padding=True, return_tensors="pt")).logits_per_image
+        assert_close(adapter.module(x), wanted, 1e-4)
+    assert attribute(x, adapter, target="blue", method="hires-cam").abs().max() > 0

@@ -84,6 +84,17 @@ def test_several_films_go_on_past_a_broken_one(films: Run, film: Path) -> None:
     assert {one.name for one in Path("sightline-out").iterdir()} == {"good", "clip"}
 
 
+def test_ctrl_c_leaves_nothing_half_written(films: Run, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "save", interrupt)
+    result = films("explain", film, "--film", *RANDOM)
+    assert result.code == 130
+    assert "stopped before the first film was done; nothing was written" in result.err
+    assert not list(Path("sightline-out").iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -70,7 +70,11 @@ def write_films(
                 done += 1
                 step()
     except KeyboardInterrupt:
-        tell(f"stopped after {done} of {len(paths)} films; what is in {folder} is complete")
+        tell(
+            f"stopped after {done} of {len(paths)} films; what is in {folder} is complete"
+            if done
+            else "stopped before the first film was done; nothing was written"
+        )
         raise typer.Exit(130) from None
     finally:
         for path, reason in failed:

@@ -403,3 +403,45 @@ def test_a_video_transformer_has_maps_of_what_is_asked_of_its_pixels() -> None:
         maps = sightline.attribute(film, model, method=name, options=options)
         assert maps.shape[:2] == (1, 4)
         assert maps.abs().max() > 0
+
+
+@pytest.mark.parametrize("baseline", ["black", "white"])
+def test_a_colour_of_a_film_is_made_of_one_frame(network: Any, films: Tensor, baseline: str) -> None:
+    sizes = []
+
+    def take(photo: Any) -> Tensor:
+        sizes.append(photo.size)
+        return torch.from_numpy(np.array(photo)).permute(2, 0, 1)[:2, :4, :8] / 255.0
+
+    long = films[:1, :, [0] * 90]
+    adapter = sightline.adapt(
+        nn.Sequential(network[0], nn.AdaptiveAvgPool3d(1), nn.Flatten()), preprocess=take, frames=90
+    )
+    options = {"baseline": baseline, "steps": 2}
+    sizes.clear()
+    maps = sightline.attribute(long, adapter, method="integrated-gradients", target=1, options=options)
+    assert maps.shape == (1, 90, 4, 8)
+    assert set(sizes) == {(64, 64)}
+
+
+@pytest.mark.parametrize("name", ["gradient-shap", "integrated-gradients", "occlusion"])
+def test_a_baseline_may_be_an_array_of_any_order_of_bytes(network: Any, films: Tensor, name: str) -> None:
+    options = SHOWN[name]
+    one, other = (
+        sightline.attribute(films[:1], network, method=name, options={**options, "baseline": given})
+        for given in (films[1], films[1].numpy().astype(">f8"))
+    )
+    assert bool((one == other).all())
+
+
+@pytest.mark.parametrize("baseline", [torch.zeros(2, 6, 4, 8).to_sparse(), torch.zeros(2, 6, 4, 8, device="meta")])
+def test_a_baseline_without_numbers_of_its_own_is_refused(network: Any, films: Tensor, baseline: Tensor) -> None:
+    with pytest.raises(MethodError, match="sparse or holds no numbers"):
+        sightline.attribute(films[:1], network, method="deep-lift", options={"baseline": baseline})
+
+
+def test_guided_ig_of_a_film_with_nan_ends(network: Any, films: Tensor) -> None:
+    broken = films.clone()
+    broken[1, 0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="image 1 of 2"):
+        sightline.attribute(broken, network, method="guided-ig", target=1, options={"steps": 3})

@@ -162,6 +162,22 @@ def test_what_cannot_be_asked_of_volumes_is_refused_with_what_can(network: nn.Mo
         sightline.attribute(films, network, method=name)
 
 
+@pytest.mark.parametrize("over", ["noise", "flips", "scales"])
+@pytest.mark.parametrize("name", ["integrated-gradients", "occlusion", "saliency"])
+def test_copies_of_volumes_are_refused(films: Tensor, name: str, over: str) -> None:
+    """Also by a model that would take what is no film."""
+
+    def score(x: Tensor) -> Tensor:
+        return torch.stack([x.flatten(1).mean(dim=1), x.flatten(1).amax(dim=1)], dim=1)
+
+    class Taking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return score(x)
+
+    with pytest.raises(MethodError, match=r"these methods can: .*grad-cam"):
+        sightline.attribute(films, Taking(), method=sightline.combine(name, over=over), target=1)
+
+
 def test_neighbours_and_several_layers_of_a_volume_are_refused(network: nn.Module, films: Tensor) -> None:
     with pytest.raises(MethodError, match="spread"):
         sightline.attribute(films[:1], network, method="recipro-cam", options={"spread": True})

@@ -389,3 +389,27 @@ def test_full_grad_counts_the_numbers_of_words_as_missing() -> None:
     x = pictures(1)
     found = settled(answering(module, processor, QUESTION), x, answer="a red")
     assert attribute(x, found, target="red", method="full-grad").isfinite().all()
+
+
+def test_a_tower_that_tells_of_a_picture_in_another_way_is_refused() -> None:
+    """Its tower is called otherwise, and what it says is merged behind it."""
+    _, processor = made("qwen2")
+    words = processor.tokenizer
+    language = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8, "image_size": 48}
+    settings = hugging.PaddleOCRVLConfig(
+        text_config=language | {"intermediate_size": 16, "vocab_size": len(words), "rope_parameters": rope},
+        vision_config=tower | {"intermediate_size": 16},
+        image_token_id=words.image_token_id,
+        video_token_id=words.video_token_id,
+    )
+    adapter = answering(hugging.PaddleOCRVLForConditionalGeneration(settings).eval(), processor, QUESTION)
+    with pytest.raises(ModelError, match="PaddleOCRVisionModel does not tell the language model of a picture as"):
+        settled(adapter, pictures(1), answer="a red")

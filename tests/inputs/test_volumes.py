@@ -461,3 +461,8 @@ def test_guided_ig_of_a_film_with_nan_ends(network: Any, films: Tensor) -> None:
     broken[1, 0, 0, 0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="image 1 of 2"):
         sightline.attribute(broken, network, method="guided-ig", target=1, options={"steps": 3})
+
+
+def test_masks_that_would_fill_the_memory_are_refused(network: Any, films: Tensor) -> None:
+    with pytest.raises(MethodError, match="4,000 masks of 100 cells along each side have 4,000,000,000 cells"):
+        sightline.attribute(films[:1], network, method="rise", target=1, options={"grid": 100})

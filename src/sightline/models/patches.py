@@ -142,7 +142,7 @@ def _with(module: nn.Module, name: str, part: nn.Module) -> nn.Module:
 
 def _seen(self: Any, own: Any, values: Any = None, grid_thw: Any = None, **keywords: Any) -> Any:
     """What the tower says, with its places passed through a layer of their own, and all that is told of them elsewhere beside it."""
-    found = None if values is None or grid_thw is None else own(values, grid_thw=grid_thw, **keywords)
+    found: Any = None if values is None or grid_thw is None else own(values, grid_thw=grid_thw, **keywords)
     if not isinstance(getattr(found, "pooler_output", None), Tensor):
         raise ModelError(
             f"{type(self).__name__} does not tell the language model of a picture as those of Qwen2-VL and GLM-4V do, which is not supported"

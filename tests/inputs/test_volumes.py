@@ -162,6 +162,22 @@ def test_what_cannot_be_asked_of_volumes_is_refused_with_what_can(network: nn.Mo
         sightline.attribute(films, network, method=name)
 
 
+@pytest.mark.parametrize("over", ["noise", "flips", "scales"])
+@pytest.mark.parametrize("name", ["integrated-gradients", "occlusion", "saliency"])
+def test_copies_of_volumes_are_refused(films: Tensor, name: str, over: str) -> None:
+    """Also by a model that would take what is no film."""
+
+    def score(x: Tensor) -> Tensor:
+        return torch.stack([x.flatten(1).mean(dim=1), x.flatten(1).amax(dim=1)], dim=1)
+
+    class Taking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return score(x)
+
+    with pytest.raises(MethodError, match=r"these methods can: .*grad-cam"):
+        sightline.attribute(films, Taking(), method=sightline.combine(name, over=over), target=1)
+
+
 def test_neighbours_and_several_layers_of_a_volume_are_refused(network: nn.Module, films: Tensor) -> None:
     with pytest.raises(MethodError, match="spread"):
         sightline.attribute(films[:1], network, method="recipro-cam", options={"spread": True})
@@ -403,3 +419,50 @@ def test_a_video_transformer_has_maps_of_what_is_asked_of_its_pixels() -> None:
         maps = sightline.attribute(film, model, method=name, options=options)
         assert maps.shape[:2] == (1, 4)
         assert maps.abs().max() > 0
+
+
+@pytest.mark.parametrize("baseline", ["black", "white"])
+def test_a_colour_of_a_film_is_made_of_one_frame(network: Any, films: Tensor, baseline: str) -> None:
+    sizes = []
+
+    def take(photo: Any) -> Tensor:
+        sizes.append(photo.size)
+        return torch.from_numpy(np.array(photo)).permute(2, 0, 1)[:2, :4, :8] / 255.0
+
+    long = films[:1, :, [0] * 90]
+    adapter = sightline.adapt(
+        nn.Sequential(network[0], nn.AdaptiveAvgPool3d(1), nn.Flatten()), preprocess=take, frames=90
+    )
+    options = {"baseline": baseline, "steps": 2}
+    sizes.clear()
+    maps = sightline.attribute(long, adapter, method="integrated-gradients", target=1, options=options)
+    assert maps.shape == (1, 90, 4, 8)
+    assert set(sizes) == {(64, 64)}
+
+
+@pytest.mark.parametrize("name", ["gradient-shap", "integrated-gradients", "occlusion"])
+def test_a_baseline_may_be_an_array_of_any_order_of_bytes(network: Any, films: Tensor, name: str) -> None:
+    options = SHOWN[name]
+    one, other = (
+        sightline.attribute(films[:1], network, method=name, options={**options, "baseline": given})
+        for given in (films[1], films[1].numpy().astype(">f8"))
+    )
+    assert bool((one == other).all())
+
+
+@pytest.mark.parametrize("baseline", [torch.zeros(2, 6, 4, 8).to_sparse(), torch.zeros(2, 6, 4, 8, device="meta")])
+def test_a_baseline_without_numbers_of_its_own_is_refused(network: Any, films: Tensor, baseline: Tensor) -> None:
+    with pytest.raises(MethodError, match="sparse or holds no numbers"):
+        sightline.attribute(films[:1], network, method="deep-lift", options={"baseline": baseline})
+
+
+def test_guided_ig_of_a_film_with_nan_ends(network: Any, films: Tensor) -> None:
+    broken = films.clone()
+    broken[1, 0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="image 1 of 2"):
+        sightline.attribute(broken, network, method="guided-ig", target=1, options={"steps": 3})
+
+
+def test_masks_that_would_fill_the_memory_are_refused(network: Any, films: Tensor) -> None:
+    with pytest.raises(MethodError, match="4,000 masks of 100 cells along each side have 4,000,000,000 cells"):
+        sightline.attribute(films[:1], network, method="rise", target=1, options={"grid": 100})

@@ -18,7 +18,7 @@ import sightline
 from conftest import assert_close, assert_untouched
 from made_texts import WORDS, saved, tokenizer
 from sightline import Adapter, answering, attribute, load_model
-from sightline.errors import ModelError
+from sightline.errors import ImageError, ModelError
 from sightline.models.patches import Patches, patches_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # of GLM-4V's processor, which is asked itself here
@@ -323,3 +323,93 @@ def test_the_areas_of_a_published_file_are_taken_and_those_that_would_fill_the_m
         file.write_text(json.dumps(said | {"image_processor": pictures_of | areas}))
         with pytest.raises(ModelError, match=f"expected at most ({most})"):
             load_model(there, question=QUESTION)
+
+
+# ------------------------------------------------------------------------------------------------------ hostile and odd
+
+
+def published(kind: str, folder: Path, **pictures_of: Any) -> Path:
+    """A published model whose file says other things of its pictures."""
+    there = saved(folder / "it", *made(kind))
+    file = there / "processor_config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"image_processor": said["image_processor"] | pictures_of}))
+    return there
+
+
+@pytest.mark.parametrize(
+    ("said", "most"), [({"patch_size": 1000}, "64"), ({"merge_size": 2048}, "8"), ({"temporal_patch_size": 2048}, "8")]
+)
+def test_pieces_that_would_fill_the_memory_are_refused(said: dict[str, int], most: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"expected at most {most}$"):
+        load_model(published("qwen2", tmp_path, **said), question=QUESTION)
+    assert patches_of(hugging.Qwen2VLImageProcessor(**_SIZES | said)) is None
+
+
+def test_sides_of_a_processor_that_cuts_nothing_are_no_areas_whatever_else_its_file_says(tmp_path: Path) -> None:
+    said = {"image_processor_type": "ViTImageProcessor", "size": {"height": 4096, "width": 4096}}
+    with pytest.raises(ModelError, match="4096; expected at most 2,048"):
+        load_model(published("qwen2", tmp_path, **said), question=QUESTION)
+
+
+def test_a_processor_that_cuts_otherwise_than_the_model_reads_is_refused() -> None:
+    """Rows of as many numbers: 4 x 4 x 8 for 8 x 8 x 2."""
+    module, processor = made("qwen2")
+    processor.image_processor = hugging.Qwen2VLImageProcessor(**_SIZES | {"patch_size": 4, "temporal_patch_size": 8})
+    with pytest.raises(ModelError, match=r"patch_size 4, and Qwen2VLForConditionalGeneration reads .* with 8"):
+        answering(module, processor, QUESTION)
+
+
+def test_a_picture_that_would_be_resized_twice_keeps_its_input() -> None:
+    module, processor = made("glm4v")
+    area = {
+        "shortest_edge": 64 * 64,
+        "longest_edge": 64 * 64,
+    }  # 90 x 60 becomes less than that, which would become more
+    processor.image_processor = hugging.Glm4vImageProcessor(**_SIZES | {"size": area})
+    photo = Image.effect_noise((90, 60), 60).convert("RGB")
+    heatmap = sightline.explain(photo, answering(module, processor, QUESTION, answer="a red"), target="red")
+    assert heatmap.view.input == (16 * heatmap.raw.shape[1], 16 * heatmap.raw.shape[0])
+
+
+def test_pictures_that_are_bytes_and_such_as_cannot_be_cut_up_are_told_apart() -> None:
+    module, processor = made("qwen2")
+    photo = Image.effect_noise((90, 60), 60).convert("RGB")
+    processor.image_processor = hugging.Qwen2VLImageProcessor(**_SIZES, do_rescale=False, do_normalize=False)
+    assert patches_of(processor.image_processor) == PATCHES
+    adapter = answering(module, processor, QUESTION, answer="a red")
+    assert sightline.explain(photo, adapter, target="red").raw.shape == (4, 6)
+    processor.image_processor = hugging.Qwen2VLImageProcessor(**_SIZES, do_resize=False)
+    with pytest.raises(ImageError, match="fails on a picture of 90 x 60"):
+        sightline.explain(photo, answering(module, processor, QUESTION, answer="a red"), target="red")
+
+
+def test_full_grad_counts_the_numbers_of_words_as_missing() -> None:
+    module, processor = made("qwen2")
+    x = pictures(1)
+    found = settled(answering(module, processor, QUESTION), x, answer="a red")
+    assert attribute(x, found, target="red", method="full-grad").isfinite().all()
+
+
+def test_a_tower_that_tells_of_a_picture_in_another_way_is_refused() -> None:
+    """Its tower is called otherwise, and what it says is merged behind it."""
+    _, processor = made("qwen2")
+    words = processor.tokenizer
+    language = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8, "image_size": 48}
+    settings = hugging.PaddleOCRVLConfig(
+        text_config=language | {"intermediate_size": 16, "vocab_size": len(words), "rope_parameters": rope},
+        vision_config=tower | {"intermediate_size": 16},
+        image_token_id=words.image_token_id,
+        video_token_id=words.video_token_id,
+    )
+    adapter = answering(hugging.PaddleOCRVLForConditionalGeneration(settings).eval(), processor, QUESTION)
+    with pytest.raises(ModelError, match="PaddleOCRVisionModel does not tell the language model of a picture as"):
+        settled(adapter, pictures(1), answer="a red")

@@ -94,3 +94,10 @@ def test_tags_of_boxes_that_lie_on_each_other_can_all_be_read() -> None:
         )
         taken.append(found)
     assert (np.asarray(numbered(drawn, boxes, drawn.size)) == 20).all(axis=2).sum() > 12 * 100  # the dark of each tag
+
+
+def test_where_no_place_is_left_the_surest_number_lies_on_top() -> None:
+    drawn = Image.new("RGB", (20, 18), GREY)
+    box = (0.0, 0.0, 19.0, 17.0)
+    alone, both = (np.asarray(numbered(drawn, [box] * count, drawn.size)) for count in (1, 2))
+    assert bool((alone == both).all())

@@ -60,6 +60,7 @@ def decompose(adapter: Adapter, x: Tensor, asked: Asked) -> Parts:
                 or not output.requires_grad
                 or len(args) != 1
                 or not isinstance(args[0], Tensor)
+                or not args[0].is_floating_point()  # numbers of words
             ):
                 return output  # counted as missing
             kept.append((unit, args[0].detach(), output))

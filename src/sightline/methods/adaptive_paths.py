@@ -89,7 +89,7 @@ def _moved(
         left = float((here - x).abs().sum()) - target
         free = (here != high).flatten()
         count = int(free.sum())
-        if left <= near or count == 0:
+        if not left > near or count == 0:  # NaN is not left, either: it would never be less
             return here
         # Those that can't move count as steepest, as the authors have it: the fraction is of all values.
         rank = int(fraction * (size.numel() - 1))

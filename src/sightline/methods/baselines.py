@@ -36,13 +36,14 @@ def baseline_of(spec: Baseline, x: Tensor, probe: Probe, seed: int = 0) -> Tenso
     if isinstance(spec, np.ndarray):
         if spec.dtype.kind not in "fiu":
             raise MethodError(f"option baseline is an array of {spec.dtype}; expected floats")
-        return _fitting(torch.from_numpy(np.ascontiguousarray(spec)), x, probe.slices, "is an array")
+        own = np.ascontiguousarray(spec, spec.dtype.newbyteorder("="))
+        return _fitting(torch.from_numpy(own), x, probe.slices, "is an array")
     if isinstance(spec, Tensor):
         return _fitting(spec, x, probe.slices, "is a tensor")
     if not isinstance(spec, str):
         return colour(spec, x).expand_as(x)
     if spec in ("black", "white"):
-        sides = [max(64, side) for side in x.shape[2:]]
+        sides = [max(64, side) for side in (x.shape[2] // (probe.slices or 1), x.shape[3])]
         made = probe.picture(np.full((*sides, 3), 255 * (spec == "white"), np.uint8))
         middle = made.shape[2] // 2, made.shape[3] // 2  # of a picture that may be letterboxed
         return made[..., middle[0], middle[1]][..., None, None].to(x).expand_as(x)
@@ -89,6 +90,8 @@ def _fitting(found: Tensor, x: Tensor, slices: int, what: str) -> Tensor:
         raise MethodError(
             f"option baseline {what} of shape {tuple(found.shape)} ({found.dtype}); expected floats of the picture's, {tuple(wanted)}"
         )
+    if found.layout != torch.strided or found.is_meta:
+        raise MethodError("option baseline is a tensor that is sparse or holds no numbers (meta); expected a dense one")
     if not bool(found.isfinite().all()):
         raise MethodError("option baseline holds NaN or infinity; expected finite numbers")
     return found.reshape(x.shape).to(x)

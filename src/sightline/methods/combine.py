@@ -162,7 +162,8 @@ def combine(method: str | Function | Method, over: str, **settings: Any) -> Meth
         needs = "input-gradients"
     elif base.needs in WANTED:
         needs = "model"
-    return dataclasses.replace(base, name=f"{base.name} over {over}", function=combined, needs=needs)
+    # What it shows the model are pictures: of a film it would not know where a slice ends.
+    return dataclasses.replace(base, name=f"{base.name} over {over}", function=combined, needs=needs, volumes=False)
 
 
 @method(

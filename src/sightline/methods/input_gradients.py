@@ -413,7 +413,7 @@ def gradient_shap(
     spread = noise * float(x.max() - x.min())
     generator = torch.Generator().manual_seed(seed)
     sums = [torch.zeros(x.shape[2:], dtype=torch.float64, device=x.device) for _ in range(2)]
-    fixed = None if baseline == "random" else baseline_of(baseline, x, probe, seed)
+    fixed = None if isinstance(baseline, str) and baseline == "random" else baseline_of(baseline, x, probe, seed)
     totals = []
     for part in probe.gradient_steps(samples):
         ways, pictures = [], []

@@ -175,6 +175,12 @@ def _by_masks(
     slices, height, width = probe.slices or 1, x.shape[2] // (probe.slices or 1), x.shape[3]
     if samples < _FEWEST:
         raise MethodError(f"option samples is {samples}; expected {_FEWEST} or more, for two halves to compare")
+    cells = samples * grid ** (3 if probe.slices else 2)
+    if cells > _MOST_CELLS:
+        raise MethodError(
+            f"{samples:,} masks of {grid} cells along each side have {cells:,} cells; expected at most {_MOST_CELLS:,}, so that they fit "
+            "into memory: ask for fewer with the options samples and grid"
+        )
     hidden = baseline_of(baseline, x, probe, seed)
     masks = _Masks.drawn(samples, grid, kept, (slices, height, width) if probe.slices else (height, width), seed)
     sums, checked, agreement = _Sums.empty((slices, height, width), x.device), [], []
@@ -196,6 +202,7 @@ def _by_masks(
 
 # Each half of the masks has a covariance of its own; how often they are compared, and on a grid of which side.
 _FEWEST, _CHECKS, _SIDE = 4, 20, 28
+_MOST_CELLS = 500_000_000  # which are drawn at once, 4 bytes each
 # Halves whose maps correlate by less are too small.
 _ALIKE = 0.8
 

@@ -18,7 +18,7 @@ from sightline.errors import LayerError, ModelError
 from sightline.models import layers as layer_choice
 from sightline.models.adapter import Adapter, adapt, like_weights
 from sightline.models.called import called
-from sightline.models.patches import GRID, PLACES, TOWER, Patches, patches_of, with_places
+from sightline.models.patches import GRID, PLACES, TOWER, Patches, check_fits, patches_of, with_places
 from sightline.models.preprocess import Preprocess, measured, specification
 from sightline.models.processors import taken
 from sightline.models.prompts import shown
@@ -61,7 +61,10 @@ def asking_of(
     """A question to a model; `ends` are tokens that end an answer beside those of the model and its tokenizer."""
     check_form(module)
     patches = patches_of(getattr(processor, "image_processor", None))
-    seen = module if patches is None else with_places(module)
+    seen = module
+    if patches is not None:
+        check_fits(patches, module)
+        seen = with_places(module)
     return Asking(seen, processor, question, answer, tokens, _ends_of(module, processor, ends), patches)
 
 
@@ -218,8 +221,10 @@ def conversation(processor: Any, question: str) -> str:
     return f"{sign}{question}" if "PaliGemma" in type(processor).__name__ else f"USER: {sign}\n{question} ASSISTANT:"
 
 
-def laid_out(processor: Any, question: str, height: int, width: int, more: str = "") -> dict[str, Tensor]:
-    """What a processor makes of a blank picture of this size and the question.
+def laid_out(
+    processor: Any, question: str, height: int, width: int, more: str = "", **settings: Any
+) -> dict[str, Tensor]:
+    """What a processor, told these settings, makes of a blank picture of this size and the question.
 
     Raises:
         ModelError: it takes pictures in another form than (B, 3, H, W), or gives what can't be kept while the picture changes.
@@ -231,7 +236,7 @@ def laid_out(processor: Any, question: str, height: int, width: int, more: str =
             start = getattr(_tokenizer(processor), "bos_token", None)
             twice = {"add_special_tokens": False} if start and text.startswith(start) else {}
             blank = Image.new("RGB", (width, height), (124, 116, 104))
-            made = processor(images=blank, text=text, return_tensors="pt", **twice)
+            made = processor(images=blank, text=text, return_tensors="pt", **twice, **settings)
     except Exception as error:
         raise ModelError(f"the {kind} fails on the question {shown(question)}: {str(error)[:300]}") from error
     picture = made.get("pixel_values")
@@ -254,7 +259,12 @@ def laid_out(processor: Any, question: str, height: int, width: int, more: str =
 
 def text_inputs(asking: Asking, height: int, width: int, more: str = "") -> dict[str, Tensor]:
     """What the model is given beside an input of this size: the question's tokens, with places for the picture among them."""
-    made = laid_out(asking.processor, asking.question, height, width, more)
+    # What is cut into patches was resized before: to some areas it would be again.
+    as_it_is: dict[str, Any] = {}
+    if asking.patches is not None:
+        asking.patches.check_size(height, width)
+        as_it_is = {"do_resize": False}
+    made = laid_out(asking.processor, asking.question, height, width, more, **as_it_is)
     picture, count = made["pixel_values"], made["input_ids"].shape[1]
     if tuple(picture.shape[-2:]) != (height, width):
         raise ModelError(

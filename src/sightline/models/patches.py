@@ -21,6 +21,8 @@ from sightline.models.called import called
 
 GRID = "image_grid_thw"
 TOWER, PLACES = "visual", "places"
+SIZES = ("patch_size", "merge_size", "temporal_patch_size")  # what its processor calls them
+LARGEST_CUT = 64, 8, 8  # published ones have 14 or 16, 2, and 2
 _EVEN = 0.9999  # a patch, or a half of one, in another's place gives 0.996 or less
 
 
@@ -38,15 +40,20 @@ class Patches:
     merged: int
     frames: int
 
-    def cut(self, x: Tensor) -> dict[str, Tensor]:
-        """Pictures (B, C, H, W) as the model is given them: one table of all patches, and how many each has."""
+    def check_size(self, height: int, width: int) -> None:
+        """Refuses an input that can't be cut into whole pieces."""
         cell = self.side * self.merged
-        count, channels, height, width = x.shape
         if height % cell or width % cell:
             raise ModelError(
                 f"the input is {width} x {height}, and the model cuts pictures into pieces of {cell} x {cell}; expected multiples of "
                 "that, as its preprocessing makes them"
             )
+
+    def cut(self, x: Tensor) -> dict[str, Tensor]:
+        """Pictures (B, C, H, W) as the model is given them: one table of all patches, and how many each has."""
+        count, channels, height, width = x.shape
+        self.check_size(height, width)
+        cell = self.side * self.merged
         parts = x.reshape(
             count, channels, height // cell, self.merged, self.side, width // cell, self.merged, self.side
         ).permute(0, 2, 5, 3, 6, 1, 4, 7)
@@ -66,9 +73,8 @@ class Patches:
 
 def patches_of(image_processor: Any) -> Patches | None:
     """How an image processor of transformers cuts pictures up; None where it doesn't, or otherwise than is known here."""
-    names = ("patch_size", "merge_size", "temporal_patch_size")
-    sizes = [getattr(image_processor, name, None) for name in names]
-    if not all(type(one) is int and one > 0 for one in sizes):
+    sizes = [getattr(image_processor, name, None) for name in SIZES]
+    if not all(type(one) is int and 0 < one <= most for one, most in zip(sizes, LARGEST_CUT, strict=True)):
         return None
     found = Patches(*(int(one) for one in sizes if one is not None))
     side = 4 * found.side * found.merged
@@ -77,12 +83,26 @@ def patches_of(image_processor: Any) -> Patches | None:
     try:
         with quiet():
             made = image_processor(Image.fromarray(slopes), return_tensors="pt")
-        whole = found.whole(made["pixel_values"], made[GRID])
+        whole = found.whole(made["pixel_values"], made[GRID])  # of bytes where nothing is scaled
         again = found.cut(whole)
     except Exception:  # whatever it is, it cuts otherwise
         return None
     same = all(one.shape == made[name].shape and bool((one == made[name]).all()) for name, one in again.items())
-    return found if same and _is_sloped(whole[0, 0].mean(dim=0)) and _is_sloped(whole[0, 1].mean(dim=1)) else None
+    across_is, down_is = whole[0, 0].double().mean(dim=0), whole[0, 1].double().mean(dim=1)
+    return found if same and _is_sloped(across_is) and _is_sloped(down_is) else None
+
+
+def check_fits(patches: Patches, module: Any) -> None:
+    """Refuses a processor that cuts otherwise than the model reads: rows of as many numbers would be read all the same."""
+    vision = getattr(getattr(module, "config", None), "vision_config", None)
+    names = ("patch_size", "spatial_merge_size", "temporal_patch_size")
+    own = [getattr(vision, name, None) for name in names]
+    for name, mine, given in zip(SIZES, own, (patches.side, patches.merged, patches.frames), strict=True):
+        if isinstance(mine, int) and mine != given:
+            raise ModelError(
+                f"the processor has {name} {given}, and {type(module).__name__} reads pictures cut with {mine}; give the processor of "
+                "this model"
+            )
 
 
 def _is_sloped(line: Tensor) -> bool:
@@ -120,9 +140,13 @@ def _with(module: nn.Module, name: str, part: nn.Module) -> nn.Module:
     return other
 
 
-def _seen(self: Any, own: Any, values: Tensor, grid_thw: Tensor, **keywords: Any) -> Any:
+def _seen(self: Any, own: Any, values: Any = None, grid_thw: Any = None, **keywords: Any) -> Any:
     """What the tower says, with its places passed through a layer of their own, and all that is told of them elsewhere beside it."""
-    found = own(values, grid_thw=grid_thw, **keywords)
+    found: Any = None if values is None or grid_thw is None else own(values, grid_thw=grid_thw, **keywords)
+    if not isinstance(getattr(found, "pooler_output", None), Tensor):
+        raise ModelError(
+            f"{type(self).__name__} does not tell the language model of a picture as those of Qwen2-VL and GLM-4V do, which is not supported"
+        )
     more = list(getattr(found, "deepstack_features", None) or [])
     told = [found.pooler_output, *more]
     rows = torch.cat(told, dim=1)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sightline.errors import ImageError, ModelError, did_you_mean
 from sightline.models.folders import check_numbers
-from sightline.models.patches import GRID, patches_of
+from sightline.models.patches import GRID, LARGEST_CUT, SIZES, patches_of
 from sightline.models.preprocess import Preprocess, measured, specified
 
 FILE = "preprocessor_config.json"
@@ -69,8 +69,13 @@ def taken(processor: Any) -> Preprocess:
 
 def made_processor(said: Mapping[str, Any], model_type: str, families: Iterable[str] = ()) -> Any:
     """transformers' own image processor with the settings of a file; see `processor_of`."""
-    # Of a processor that cuts pictures into patches the sizes are areas.
-    areas = ("size", "min_pixels", "max_pixels") if isinstance(said.get("merge_size"), int) else ()
+    kind = _class(said, model_type, families)
+    known = set(kind.valid_kwargs.__annotations__).difference(_SERVICE)
+    # Of a processor that cuts pictures into patches the sizes are areas, whatever the file of another says.
+    cuts = known.issuperset(SIZES)
+    areas = ("size", "min_pixels", "max_pixels") if cuts else ()
+    for part, most in zip(SIZES if cuts else (), LARGEST_CUT, strict=False):
+        check_numbers({part: said.get(part)}, most, FILE)
     check_numbers({part: one for part, one in said.items() if part not in ("image_seq_length", *areas)}, LARGEST, FILE)
     check_numbers({part: said.get(part) for part in areas}, _LARGEST_AREA, FILE)
     size = said.get("size") if areas else None
@@ -80,8 +85,6 @@ def made_processor(said: Mapping[str, Any], model_type: str, families: Iterable[
     share = said.get("crop_pct") or 1
     if not isinstance(share, int | float) or not 0.1 <= share <= 1:
         raise ModelError(f"{FILE} says 'crop_pct': {share!r:.80}; expected a share from 0.1 to 1")
-    kind = _class(said, model_type, families)
-    known = set(kind.valid_kwargs.__annotations__).difference(_SERVICE)
     try:
         processor = kind(**{part: value for part, value in said.items() if part in known})
     except Exception as error:  # it may hold anything
@@ -236,7 +239,12 @@ def _as_it_is(processor: Any, name: str) -> tuple[Preprocess, dict[str, Any]]:
             raise ImageError(
                 f"a picture of {picture.width} x {picture.height} is too thin for this model's preprocessing"
             )
-        return _asked(processor, picture)
+        try:
+            return _asked(processor, picture)
+        except Exception as error:  # such as a picture that it neither resizes nor can cut up
+            raise ImageError(
+                f"the {name} fails on a picture of {picture.width} x {picture.height}: {str(error)[:300]}"
+            ) from error
 
     take = measured(ask)
     try:

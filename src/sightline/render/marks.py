@@ -64,10 +64,10 @@ def numbered(photo: Image.Image, boxes: Sequence[Sequence[float]], size: tuple[i
         pen.rectangle((left, top, right, bottom), outline=_DARK, width=3)
         pen.rectangle((left + 1, top + 1, max(left + 1, right - 1), max(top + 1, bottom - 1)), outline=_LIGHT)
     taken: list[_Sides] = []
-    for number, box in enumerate(sides, 1):
-        text = pen.textbbox((0, 0), str(number), font=font)
-        tag = _free(box, (round(text[2] - text[0]) + 7, round(text[3] - text[1]) + 5), drawn.size, taken)
-        taken.append(tag)
+    texts = [pen.textbbox((0, 0), str(number), font=font) for number in range(1, len(sides) + 1)]
+    for box, text in zip(sides, texts, strict=True):
+        taken.append(_free(box, (round(text[2] - text[0]) + 7, round(text[3] - text[1]) + 5), drawn.size, taken))
+    for number, tag, text in reversed([*zip(range(1, len(sides) + 1), taken, texts, strict=True)]):
         pen.rectangle(tag, fill=_DARK)
         pen.text((tag[0] + 3 - text[0], tag[1] + 2 - text[1]), str(number), font=font, fill=_LIGHT)
     return drawn

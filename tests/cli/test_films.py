@@ -16,7 +16,7 @@ from torchvision import models
 import sightline
 from commands import Run
 from conftest import assert_close
-from sightline.errors import ModelError, WeightsError
+from sightline.errors import MethodError, ModelError, WeightsError
 from sightline.models import load as loading
 from sightline.models.adapter import Adapter
 from sightline.models.torchvision import film_names
@@ -196,6 +196,8 @@ def test_a_function_of_films_is_explained_as_a_black_box() -> None:
         return torch.from_numpy(np.array(picture.resize((32, 32)))).permute(2, 0, 1).float() / 255
 
     adapter = sightline.adapt(brightness, preprocess=read, frames=8, labels=["corner", "all"])
+    with pytest.raises(MethodError, match=r"these methods work: occlusion, rise$"):
+        sightline.explain_frames(drawn(8), adapter, method="grad-cam")
     found = sightline.explain_frames(drawn(8), adapter, target="corner", options={"patch": 4, "stride": 4})
     assert found.raw.shape == (8, 8, 8)
     heat = np.abs(found.raw).sum(axis=(1, 2))

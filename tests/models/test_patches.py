@@ -19,6 +19,7 @@ from conftest import assert_close, assert_untouched
 from made_texts import WORDS, saved, tokenizer
 from sightline import Adapter, answering, attribute, load_model
 from sightline.errors import ImageError, ModelError
+from sightline.models.answers import _another
 from sightline.models.patches import Patches, patches_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # of GLM-4V's processor, which is asked itself here
@@ -413,3 +414,23 @@ def test_a_tower_that_tells_of_a_picture_in_another_way_is_refused() -> None:
     adapter = answering(hugging.PaddleOCRVLForConditionalGeneration(settings).eval(), processor, QUESTION)
     with pytest.raises(ModelError, match="PaddleOCRVisionModel does not tell the language model of a picture as"):
         settled(adapter, pictures(1), answer="a red")
+
+
+def test_an_answer_that_holds_the_sign_for_a_picture_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, processor = made("qwen2.5")
+    adapter, sign, x = answering(module, processor, QUESTION, tokens=3), module.config.image_token_id, pictures(1)
+
+    def say_it(_asking: Any, _x: Tensor, _given: Any, _tokens: int) -> tuple[list[int], Tensor]:
+        return [sign, 5], torch.zeros(2, 40)
+
+    monkeypatch.setattr("sightline.models.answers._generated", say_it)
+    with pytest.raises(ModelError, match="a sign that stands for a picture"):
+        settled(adapter, x)
+
+
+def test_another_token_is_none_that_stands_for_a_picture() -> None:
+    """That no word knows those after it is checked with another last token: a sign for a picture would be counted as one."""
+    module, _ = made("qwen2")
+    for token, sign in ((0, 1), (1, 0), (7, 0), (2, 0)):
+        module.config.image_token_id = sign
+        assert _another(module, token) not in (token, sign)

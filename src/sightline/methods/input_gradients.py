@@ -455,7 +455,9 @@ def deep_lift(capture: Capture, probe: Probe, *, baseline: Baseline = 0.0, seed:
         baseline: x', as for integrated-gradients.
         seed: of a random baseline.
 
-    Differs: captum refuses a ReLU that runs more than once or is a function; here each call has its own place.
+    Differs: captum refuses a ReLU that runs more than once or is a function; here each call has its own place. The picture and its
+    baseline are two rows of one batch: a network that lays another dimension before its rows (frames before films) mixes them, which
+    shows in what is missing.
     """
     x = capture.input
     x0 = baseline_of(baseline, x, probe, seed)

@@ -200,7 +200,8 @@ def one_pass() -> list[str]:
 
 def possible(adapter: Adapter) -> list[str]:
     """Names of the methods that can be asked of this model; of no boxes d-rise would be rise again."""
-    found = [one.name for one in list_methods().values() if not adapter.black_box or one.needs in OUTSIDE]
+    known = [one for one in list_methods().values() if adapter.frames is None or of_volumes(one)]
+    found = [one.name for one in known if not adapter.black_box or one.needs in OUTSIDE]
     return found if adapter.task == "detection" else [name for name in found if name != "d-rise"]
 
 

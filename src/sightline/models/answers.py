@@ -316,6 +316,11 @@ def _settled(adapter: Adapter, asking: Asking, x: Tensor, answer: str | None = N
         ids = own[: next((at for at, one in enumerate(own) if one in asking.ends), len(own))]
     else:
         ids = _ids_of(asking, said, given, x)
+    if _signs(asking.module).intersection(ids):
+        raise ModelError(
+            f"{adapter.name} says a sign that stands for a picture, which no answer can hold; are its weights trained? Give the words: "
+            "answer='...'"
+        )
     if not ids:
         raise ModelError(
             f"{adapter.name} answers nothing to {shown(asking.question)}; ask otherwise, or give the words: answer='...'"
@@ -446,6 +451,19 @@ def _stands_alone(sign: str) -> bool:
     return bool(sign) and unicodedata.east_asian_width(sign) in "WF"
 
 
+def _signs(module: Any) -> frozenset[int]:
+    """The tokens that stand for a picture in a text."""
+    names = ("image_token_id", "image_token_index")
+    known = [getattr(module.config, name, None) for name in names]
+    return frozenset(one for one in known if type(one) is int)
+
+
+def _another(module: Any, token: int) -> int:
+    """A token that is neither this one nor stands for a picture."""
+    left_out = {token, *_signs(module)}
+    return min(set(range(len(left_out) + 1)) - left_out)
+
+
 def _check_forced(
     adapter: Adapter,
     asking: Asking,
@@ -476,7 +494,7 @@ def _check_forced(
                     steps.float().log_softmax(dim=-1).gather(1, torch.tensor(ids, device=steps.device)[:, None])[:, 0]
                 )
             else:  # another last token: what was said before it can't know
-                other = [*ids[:-1], ids[-1] - 1 if ids[-1] else 1]
+                other = [*ids[:-1], _another(asking.module, ids[-1])]
                 apart = likely(_continued(asking.module, given, other), torch.tensor(other))[0]
                 together, apart = together[:-1], apart[:-1]
         except torch.OutOfMemoryError:

@@ -183,7 +183,7 @@ class Heatmap:
         return sheet(
             rows,
             heading=f"{Path(self.image).name}: {self.title()}",
-            captions=[*_says(self), self.caption(), *_about_style([self], style), *_about_signs([self])],
+            captions=[*_says(self), self.caption(), *about_style([self], style), *about_signs([self])],
             warnings=self.warnings,
             keys=[key_of(self, colormap)],
         )
@@ -201,7 +201,8 @@ class Heatmap:
 
     def asked(self) -> str:
         """The method with its options, and the layer, in words."""
-        options = ", ".join(f"{name} {value}" for name, value in self._options().items())
+        chosen = {name: value for name, value in self.details.items() if isinstance(value, int)}  # where 0 left it open
+        options = ", ".join(f"{name} {chosen.get(name, value)}" for name, value in self._options().items())
         return f"{self.method}{f' ({options})' if options else ''} at {self.where()}"
 
     def grid(self) -> str:
@@ -426,8 +427,8 @@ def side_by_side(
                 if same_scale
                 else "each map is stretched to its own maximum: strengths do not compare"
             ),
-            *_about_style(shown, style),
-            *_about_signs(shown),
+            *about_style(shown, style),
+            *about_signs(shown),
         ],
         warnings=[*(one.flagged() for one in agreements), *cautions(shown)],
         keys=_keys(shown, same_scale, colormap),
@@ -596,7 +597,7 @@ def _compared_with(shown: Sequence[Heatmap]) -> list[Tile]:
     ]
 
 
-def _about_style(shown: Sequence[Heatmap], style: str | None) -> list[str]:
+def about_style(shown: Sequence[Heatmap], style: str | None) -> list[str]:
     """What must be known of the styles in which these maps are drawn."""
     says = {
         "faded": "where the photograph is grey it is faded to the key's colour for 0, so that single pixels show",
@@ -608,7 +609,7 @@ def _about_style(shown: Sequence[Heatmap], style: str | None) -> list[str]:
     return [says[each] for each in used if each in says]
 
 
-def _about_signs(shown: Sequence[Heatmap]) -> list[str]:
+def about_signs(shown: Sequence[Heatmap]) -> list[str]:
     """What the two colours of signed maps mean; read from the registry, because it is the method's."""
     from sightline.methods.registry import list_methods
 

@@ -200,7 +200,8 @@ def one_pass() -> list[str]:
 
 def possible(adapter: Adapter) -> list[str]:
     """Names of the methods that can be asked of this model; of no boxes d-rise would be rise again."""
-    found = [one.name for one in list_methods().values() if not adapter.black_box or one.needs in OUTSIDE]
+    known = [one for one in list_methods().values() if adapter.frames is None or of_volumes(one)]
+    found = [one.name for one in known if not adapter.black_box or one.needs in OUTSIDE]
     return found if adapter.task == "detection" else [name for name in found if name != "d-rise"]
 
 
@@ -227,10 +228,10 @@ def of_volumes(chosen: Method) -> bool:
     return chosen.volumes or chosen.needs in _OF_VOLUMES
 
 
-def check_of_volumes(chosen: Method, options: Mapping[str, Any], layers: Sequence[str | None]) -> None:
+def check_of_volumes(chosen: Method, adapter: Adapter, options: Mapping[str, Any], layers: Sequence[str | None]) -> None:
     """Refuses what can't be asked of a film or volume."""
     if not of_volumes(chosen):
-        works = ", ".join(one.name for one in list_methods().values() if of_volumes(one))
+        works = ", ".join(name for name in possible(adapter) if of_volumes(find(name)))
         raise MethodError(
             f"{chosen.name} looks at neighbours on a picture, or draws pictures of its own, and can't be asked of a film or volume "
             f"(B, C, T, H, W); these methods can: {works}"

@@ -71,7 +71,15 @@ def table() -> str:
     lines = ["| method | shows | needs | class | signed | unit | films |", "|---|---|---|---|---|---|---|"]
     for one in list_methods().values():
         link = f"[{one.name}](methods/{file_name(one.name)})"
-        cells = [link, one.summary, one.needs, _yes(one.class_specific), _yes(one.signed), one.unit, _yes(of_volumes(one))]
+        cells = [
+            link,
+            one.summary,
+            one.needs,
+            _yes(one.class_specific),
+            _yes(one.signed),
+            one.unit,
+            _yes(of_volumes(one)),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -56,7 +56,7 @@ from sightline.models.adapter import Adapter, like_weights
 from sightline.models.bands import bands_of, checked, shown
 from sightline.models.view import View
 from sightline.render.overlay import Values, overlay
-from sightline.render.panel import Tile, face, fitted, percent, sheet
+from sightline.render.panel import Tile, face, fitted, sheet
 
 SCHEMA = "sightline.frames/1"
 _COLUMNS, _SMALL = 8, 150  # of a strip: frames beside each other, and pixels of one
@@ -220,7 +220,7 @@ class Frames:
             "total": self.total,
             "grid": list(self.raw.shape),
             "peak": dict(zip((self.word, "x", "y"), (self.numbers[self.peak[0]], *self.peak[1:]), strict=True)),
-            "predictions": [dataclasses.asdict(one) for one in first.predictions],
+            "predictions": [one.record() for one in first.predictions],
             **{
                 name: about[name]
                 for name in ("target", "method", "layer", "warnings", "options", "details")
@@ -315,7 +315,7 @@ class Frames:
         self, rows: Sequence[Sequence[Tile]], notes: Sequence[str], style: str | None, colormap: str | None
     ) -> Image.Image:
         first = self.maps[0]
-        says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:3])
+        says = ", ".join(one.said() for one in first.predictions[:3])
         if first.per_pixel and len(self.raw) == len(self.maps):
             grid = f"{first.grid()} for each {self.word}"
         else:

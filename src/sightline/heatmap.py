@@ -51,14 +51,19 @@ _UNITS = {
 class Prediction:
     """One class that the model named, with its probability in 0..1.
 
-    Of a segmentation that is the class's share of the picture; of a detector `box` is (left, top, right, bottom) in pixels of the
-    photograph.
+    Of a segmentation (`of_pixels`) that is the class's share of the picture; of a detector `box` is (left, top, right, bottom) in
+    pixels of the photograph.
     """
 
     index: int
     label: str
     probability: float
     box: tuple[float, ...] | None = None
+    of_pixels: bool = False
+
+    def said(self) -> str:
+        """In words: cat 59 %, or cat 59 % of the pixels."""
+        return f"{self.label} {percent(self.probability)}{' of the pixels' if self.of_pixels else ''}"
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -583,7 +588,7 @@ def _says(one: Heatmap) -> list[str]:
     answer = one.mark.text if one.mark is not None else ""
     if answer:
         return [f'The model answers: "{answer}"']
-    says = ", ".join(f"{said.label} {percent(said.probability)}" for said in one.predictions[:3])
+    says = ", ".join(said.said() for said in one.predictions[:3])
     return [f"The model says: {says}"] if says else []
 
 

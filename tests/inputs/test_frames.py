@@ -284,9 +284,7 @@ def test_the_key_of_a_film_says_where_the_colours_end_among_all_of_its_frames(
     film: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(
-        "sightline.frames.sheet", lambda *_, **parts: drawn.append(parts) or Image.new("RGB", (1, 1))
-    )
+    monkeypatch.setattr("sightline.frames.sheet", lambda *_, **parts: drawn.append(parts) or Image.new("RGB", (1, 1)))
     film[1:, ..., 0] = np.random.default_rng(0).integers(128, 256, film[1:, ..., 0].shape)
     found = sightline.explain_frames(film, model("all"), target="red", method="integrated-gradients")
     assert found.maps[0].raw.max() <= found.maps[0].scale < np.abs(found.raw).max()

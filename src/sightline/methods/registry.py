@@ -228,7 +228,9 @@ def of_volumes(chosen: Method) -> bool:
     return chosen.volumes or chosen.needs in _OF_VOLUMES
 
 
-def check_of_volumes(chosen: Method, adapter: Adapter, options: Mapping[str, Any], layers: Sequence[str | None]) -> None:
+def check_of_volumes(
+    chosen: Method, adapter: Adapter, options: Mapping[str, Any], layers: Sequence[str | None]
+) -> None:
     """Refuses what can't be asked of a film or volume."""
     if not of_volumes(chosen):
         works = ", ".join(name for name in possible(adapter) if of_volumes(find(name)))

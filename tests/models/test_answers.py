@@ -34,7 +34,7 @@ from made_texts import (
 )
 from sightline import Adapter, answering, attribute, load_model
 from sightline.cli import main
-from sightline.errors import ModelError
+from sightline.errors import ModelError, TargetError
 from sightline.models.answers import words_of
 
 QUESTION = "what is this ?"
@@ -235,6 +235,8 @@ def test_a_word_that_an_answer_has_twice_is_told_with_its_place(module: Any) -> 
     adapter = answering(module, llava_processor(), QUESTION, answer="red blue red", preprocess=exact)
     maps = sightline.compare(drawn(BOTH), adapter, methods=["grad-cam"], targets=["blue", 0, 2])
     assert [one.label for one in maps] == ["blue", "red (word 1)", "red (word 3)"]
+    with pytest.raises(TargetError, match=r"'red' fits 2 words of the answer: word:1, word:3\."):
+        sightline.explain(drawn(BOTH), adapter, target="red")
 
 
 def test_the_command_line_tells_the_whole_answer(

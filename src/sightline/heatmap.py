@@ -197,7 +197,9 @@ class Heatmap:
         """The target and its probability, in a few words."""
         if self.probability is not None:
             return f"{self.label}, {percent(self.probability)}"
-        return self.label if self.score is None else f"{self.label}, score {self.score:.3g}"
+        if self.score is None or self.label.endswith(tuple(f"(now {one:.4g})" for one in (self.score, -self.score))):
+            return self.label  # of a value that goes up or down the label has it
+        return f"{self.label}, score {self.score:.3g}"
 
     def where(self) -> str:
         """The layer or layers, in words."""

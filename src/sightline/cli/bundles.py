@@ -356,7 +356,7 @@ def _say(
     first = found[0]
     says = ", ".join(one.said() for one in first.predictions[:top]) or "no classes"
     if not first.predictions and first.score is not None:
-        says = f"{first.score:.4g} for {first.label}"
+        says = first.title()
     if first.mark is not None and first.mark.text:
         says = f'"{first.mark.text}"'
     say(f"{plain(image)} ({first.photo.width} x {first.photo.height})")

@@ -66,7 +66,7 @@ def run(model: Chosen) -> None:
     say()
     started = time.perf_counter()
     heatmap = sightline.explain(DEMO, adapter)
-    says = ", ".join(one.said() for one in heatmap.predictions[:3])
+    says = ", ".join(one.said() for one in heatmap.predictions[:3]) or heatmap.title()
     say(
         f"a photograph of a cat: {plain(says)}; {heatmap.method} in {time.perf_counter() - started:.2f} s, strongest at {heatmap.peak}"
     )

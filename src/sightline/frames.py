@@ -320,18 +320,19 @@ class Frames:
             grid = f"{first.grid()} for each {self.word}"
         else:
             grid = f"{'x'.join(map(str, self.raw.shape))} grid, upsampled; linear in {'depth' if self.word == 'slice' else 'time'}"
+        ends = dataclasses.replace(first, raw=self.raw).clip()  # among all frames, not the first alone
         return sheet(
             rows,
             heading=unicode_text(f"{Path(self.name).name}: {first.title()}"),
             captions=[
                 *([f"The model says: {says}"] if says else []),
-                f"{first.asked()} ({grid}), model {first.model}, highest raw value {float(self.raw.max()):.3g}; all {self.word}s on one scale",
+                f"{first.asked()} ({grid}), model {first.model}, highest raw value {float(self.raw.max()):.3g}; all {self.word}s on one scale{'; ' if ends else ''}{ends}",
                 *about_style([first], style),
                 *about_signs([first]),
                 *notes,
             ],
             warnings=first.warnings,
-            keys=[key_of(dataclasses.replace(first, raw=self.raw), colormap)],
+            keys=[key_of(first, colormap, clip=False)],
         )
 
 

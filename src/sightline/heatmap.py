@@ -706,9 +706,10 @@ def _unit(one: Heatmap) -> str:
     return _UNITS.get(one.method, f"in units of the score, per {of}")
 
 
-def key_of(one: Heatmap, colormap: str | None) -> Key:
-    """The colour key of one map."""
-    label = f"{_unit(one)}{'; ' if one.clip() else ''}{one.clip()}"
+def key_of(one: Heatmap, colormap: str | None, *, clip: bool = True) -> Key:
+    """The colour key of one map; without `clip` it doesn't say where its colours end, because something else does."""
+    ends = one.clip() if clip else ""
+    label = f"{_unit(one)}{'; ' if ends else ''}{ends}"
     return Key(-one.scale if one.signed else 0.0, one.scale, label, one.signed, colormap)
 
 

@@ -152,6 +152,7 @@ def test_against_is_the_other_side_of_for_and_down_that_of_up() -> None:
         np.testing.assert_allclose(first.raw, -other.raw, atol=1e-6)
         assert first.score == pytest.approx(-(other.score or 0), abs=1e-6)
     assert other.label.startswith("percent disc down (now ")
+    assert (first.title(), other.title()) == (first.label, other.label)  # which have the value already
 
 
 def test_the_map_of_a_live_segmentation_is_the_gradient_through_its_own_head() -> None:

@@ -111,7 +111,7 @@ def attribute(
         check_input(x, volumes=True)
         budget.spend(len(x))
     if (x.input if isinstance(x, Capture) else x).dim() == 5:
-        check_of_volumes(chosen, options or {}, layer_names(layer))
+        check_of_volumes(chosen, adapter, options or {}, layer_names(layer))
     if chosen.needs in WANTED and not isinstance(x, Capture):
         for name in layer_names(layer):
             if name is not None:

@@ -75,7 +75,7 @@ class Concepts:
         for number, (one, classes) in enumerate(zip(placed, self.evoked, strict=True)):
             says = ", ".join(f"{evoked.label} {evoked.rise:+.2g}" for evoked in classes) or "no class"
             tiles.append(Tile(_painted(photo, [one], number), f"concept {number + 1}", f"alone it raises: {says}"))
-        says = ", ".join(f"{one.label} {percent(one.probability)}" for one in self.predictions[:3])
+        says = ", ".join(one.said() for one in self.predictions[:3])
         grid = f"{self.maps.shape[1]}x{self.maps.shape[2]}"
         return sheet(
             [tiles[start : start + 3] for start in range(0, len(tiles), 3)],

@@ -347,19 +347,20 @@ def predictions_of(
         return _boxes(adapter, seen, count, view)
     if task == "segmentation":
         _check_names(adapter, pixel_logits(seen.output).shape[1])
-        return tuple(Prediction(at, adapter.label(at), share) for at, share in seen_classes(seen.output)[:count])
+        shares = seen_classes(seen.output)[:count]
+        return tuple(Prediction(at, adapter.label(at), share, of_pixels=True) for at, share in shares)
     if task in ("regression", "embedding"):
         return ()
     try:
-        shares = probabilities(seen.output, task)[0]
+        chances = probabilities(seen.output, task)[0]
     except SightlineError:
         return ()  # no classifier; its targets are functions
     if task == "words":
-        return tuple(Prediction(at, adapter.label(at), float(share)) for at, share in enumerate(shares))
-    _check_names(adapter, len(shares))
+        return tuple(Prediction(at, adapter.label(at), float(chance)) for at, chance in enumerate(chances))
+    _check_names(adapter, len(chances))
     # By the output itself, as the default target is chosen: probabilities round, and then many are equal.
     best = table(seen.output)[0].detach().argsort(descending=True, stable=True)[:count].tolist()
-    return tuple(Prediction(index, adapter.label(index), float(shares[index])) for index in best)
+    return tuple(Prediction(index, adapter.label(index), float(chances[index])) for index in best)
 
 
 def _check_names(adapter: Adapter, classes: int) -> None:
@@ -487,6 +488,8 @@ def cautions(
     task = task_of(adapter, captures[-1].output)
     if task == "detection" and asked.chance is not None and asked.chance < 0.5:
         said.append(f"the model is not sure of this box: its score is {percent(asked.chance)}")
+    if asked.doubt:
+        said.append(asked.doubt)
     if task in ("", "classes"):
         said += _about_prediction(asked, predictions, captures[-1], gradients=method.needs != "scores")
     said += _about_sight(adapter, view, "" if method.needs in WHOLE else captures[-1].layer)

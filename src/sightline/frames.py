@@ -39,7 +39,7 @@ from sightline.engine.targets import per_image, probabilities
 from sightline.engine.tasks import task_of
 from sightline.errors import ImageError, ModelError, OutputError
 from sightline.flow import Told, cautions, place_of, predictions_of
-from sightline.heatmap import Heatmap, key_of
+from sightline.heatmap import Heatmap, about_signs, about_style, key_of
 from sightline.methods.notices import clipped
 from sightline.methods.registry import (
     OF_INPUT,
@@ -56,7 +56,7 @@ from sightline.models.adapter import Adapter, like_weights
 from sightline.models.bands import bands_of, checked, shown
 from sightline.models.view import View
 from sightline.render.overlay import Values, overlay
-from sightline.render.panel import Tile, face, fitted, percent, sheet
+from sightline.render.panel import Tile, face, fitted, sheet
 
 SCHEMA = "sightline.frames/1"
 _COLUMNS, _SMALL = 8, 150  # of a strip: frames beside each other, and pixels of one
@@ -121,7 +121,7 @@ class Frames:
             )
         left = len(self.maps) - len(chosen)
         drawn = f"; drawn are {len(chosen)} of them, evenly chosen" if left else ""
-        return self._sheet(rows, [f"The model saw {self.seen()}{drawn}"], colormap)
+        return self._sheet(rows, [f"The model saw {self.seen()}{drawn}"], style, colormap)
 
     def slices(self, *, style: str | None = None, colormap: str | None = None) -> Image.Image:
         """Three planes through the strongest place: the frame itself, and the two that run along time or depth."""
@@ -144,7 +144,7 @@ class Frames:
             f"Planes through the strongest place: {self.label(at)}, x {x}, y {y}, where the ticks meet. Distances along {along} are not "
             f"to scale; the model saw {self.seen()}"
         )
-        return self._sheet([tiles], [note], colormap)
+        return self._sheet([tiles], [note], style, colormap)
 
     def film(
         self,
@@ -220,8 +220,12 @@ class Frames:
             "total": self.total,
             "grid": list(self.raw.shape),
             "peak": dict(zip((self.word, "x", "y"), (self.numbers[self.peak[0]], *self.peak[1:]), strict=True)),
-            "predictions": [dataclasses.asdict(one) for one in first.predictions],
-            **{name: about[name] for name in ("target", "method", "layer", "warnings")},
+            "predictions": [one.record() for one in first.predictions],
+            **{
+                name: about[name]
+                for name in ("target", "method", "layer", "warnings", "options", "details")
+                if name in about
+            },
             "score": first.score,
             "scale": first.scale,
             f"{self.word}s": list(records),
@@ -307,23 +311,28 @@ class Frames:
         pen.text((photo.width + 16, photo.height + 14), strength, font=face(15), fill=_INK)
         return canvas
 
-    def _sheet(self, rows: Sequence[Sequence[Tile]], notes: Sequence[str], colormap: str | None) -> Image.Image:
+    def _sheet(
+        self, rows: Sequence[Sequence[Tile]], notes: Sequence[str], style: str | None, colormap: str | None
+    ) -> Image.Image:
         first = self.maps[0]
-        says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:3])
+        says = ", ".join(one.said() for one in first.predictions[:3])
         if first.per_pixel and len(self.raw) == len(self.maps):
             grid = f"{first.grid()} for each {self.word}"
         else:
             grid = f"{'x'.join(map(str, self.raw.shape))} grid, upsampled; linear in {'depth' if self.word == 'slice' else 'time'}"
+        ends = dataclasses.replace(first, raw=self.raw).clip()  # among all frames, not the first alone
         return sheet(
             rows,
             heading=unicode_text(f"{Path(self.name).name}: {first.title()}"),
             captions=[
                 *([f"The model says: {says}"] if says else []),
-                f"{first.asked()} ({grid}), model {first.model}, highest raw value {float(self.raw.max()):.3g}; all {self.word}s on one scale",
+                f"{first.asked()} ({grid}), model {first.model}, highest raw value {float(self.raw.max()):.3g}; all {self.word}s on one scale{'; ' if ends else ''}{ends}",
+                *about_style([first], style),
+                *about_signs([first]),
                 *notes,
             ],
             warnings=first.warnings,
-            keys=[key_of(first, colormap)],
+            keys=[key_of(first, colormap, clip=False)],
         )
 
 
@@ -367,7 +376,7 @@ def explain_frames(
     chosen = find(default(adapter) if method is None else method)
     check_possible(chosen, adapter)
     check_options([chosen], options or {})
-    check_of_volumes(chosen, options or {}, layer_names(layer))
+    check_of_volumes(chosen, adapter, options or {}, layer_names(layer))
     budget = Budget(checked_calls(max_calls), None if told is None else partial(told, chosen.name))
     film = read_frames(frames, partial(_sampled, adapter.frames), with_bands=bands_of(adapter.preprocess) is not None)
     photos, x, views, notes = _prepared(adapter, film)
@@ -427,6 +436,7 @@ def _joined(
         provenance=adapter.provenance,
         warnings=(*adapter.notes, *said, *notes),
         options={**method.options, **terms.options},
+        details={name: value for name, value in terms.details.items() if isinstance(value, int | float)},
     )
     found = []
     for at, (photo, view) in enumerate(zip(photos, views, strict=True)):

@@ -51,14 +51,19 @@ _UNITS = {
 class Prediction:
     """One class that the model named, with its probability in 0..1.
 
-    Of a segmentation that is the class's share of the picture; of a detector `box` is (left, top, right, bottom) in pixels of the
-    photograph.
+    Of a segmentation (`of_pixels`) that is the class's share of the picture; of a detector `box` is (left, top, right, bottom) in
+    pixels of the photograph.
     """
 
     index: int
     label: str
     probability: float
     box: tuple[float, ...] | None = None
+    of_pixels: bool = False
+
+    def said(self) -> str:
+        """In words: cat 59 %, or cat 59 % of the pixels."""
+        return f"{self.label} {percent(self.probability)}{' of the pixels' if self.of_pixels else ''}"
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -183,7 +188,7 @@ class Heatmap:
         return sheet(
             rows,
             heading=f"{Path(self.image).name}: {self.title()}",
-            captions=[*_says(self), self.caption(), *_about_style([self], style), *_about_signs([self])],
+            captions=[*_says(self), self.caption(), *about_style([self], style), *about_signs([self])],
             warnings=self.warnings,
             keys=[key_of(self, colormap)],
         )
@@ -192,7 +197,9 @@ class Heatmap:
         """The target and its probability, in a few words."""
         if self.probability is not None:
             return f"{self.label}, {percent(self.probability)}"
-        return self.label if self.score is None else f"{self.label}, score {self.score:.3g}"
+        if self.score is None or self.label.endswith(tuple(f"(now {one:.4g})" for one in (self.score, -self.score))):
+            return self.label  # of a value that goes up or down the label has it
+        return f"{self.label}, score {self.score:.3g}"
 
     def where(self) -> str:
         """The layer or layers, in words."""
@@ -201,7 +208,8 @@ class Heatmap:
 
     def asked(self) -> str:
         """The method with its options, and the layer, in words."""
-        options = ", ".join(f"{name} {value}" for name, value in self._options().items())
+        chosen = {name: value for name, value in self.details.items() if isinstance(value, int)}  # where 0 left it open
+        options = ", ".join(f"{name} {chosen.get(name, value)}" for name, value in self._options().items())
         return f"{self.method}{f' ({options})' if options else ''} at {self.where()}"
 
     def grid(self) -> str:
@@ -426,8 +434,8 @@ def side_by_side(
                 if same_scale
                 else "each map is stretched to its own maximum: strengths do not compare"
             ),
-            *_about_style(shown, style),
-            *_about_signs(shown),
+            *about_style(shown, style),
+            *about_signs(shown),
         ],
         warnings=[*(one.flagged() for one in agreements), *cautions(shown)],
         keys=_keys(shown, same_scale, colormap),
@@ -582,7 +590,7 @@ def _says(one: Heatmap) -> list[str]:
     answer = one.mark.text if one.mark is not None else ""
     if answer:
         return [f'The model answers: "{answer}"']
-    says = ", ".join(f"{said.label} {percent(said.probability)}" for said in one.predictions[:3])
+    says = ", ".join(said.said() for said in one.predictions[:3])
     return [f"The model says: {says}"] if says else []
 
 
@@ -596,7 +604,7 @@ def _compared_with(shown: Sequence[Heatmap]) -> list[Tile]:
     ]
 
 
-def _about_style(shown: Sequence[Heatmap], style: str | None) -> list[str]:
+def about_style(shown: Sequence[Heatmap], style: str | None) -> list[str]:
     """What must be known of the styles in which these maps are drawn."""
     says = {
         "faded": "where the photograph is grey it is faded to the key's colour for 0, so that single pixels show",
@@ -608,7 +616,7 @@ def _about_style(shown: Sequence[Heatmap], style: str | None) -> list[str]:
     return [says[each] for each in used if each in says]
 
 
-def _about_signs(shown: Sequence[Heatmap]) -> list[str]:
+def about_signs(shown: Sequence[Heatmap]) -> list[str]:
     """What the two colours of signed maps mean; read from the registry, because it is the method's."""
     from sightline.methods.registry import list_methods
 
@@ -698,9 +706,10 @@ def _unit(one: Heatmap) -> str:
     return _UNITS.get(one.method, f"in units of the score, per {of}")
 
 
-def key_of(one: Heatmap, colormap: str | None) -> Key:
-    """The colour key of one map."""
-    label = f"{_unit(one)}{'; ' if one.clip() else ''}{one.clip()}"
+def key_of(one: Heatmap, colormap: str | None, *, clip: bool = True) -> Key:
+    """The colour key of one map; without `clip` it doesn't say where its colours end, because something else does."""
+    ends = one.clip() if clip else ""
+    label = f"{_unit(one)}{'; ' if ends else ''}{ends}"
     return Key(-one.scale if one.signed else 0.0, one.scale, label, one.signed, colormap)
 
 

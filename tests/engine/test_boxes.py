@@ -723,3 +723,14 @@ def test_a_place_is_not_looked_for_in_copies_of_the_picture_where_it_lies_elsewh
     with pytest.raises(SightlineError, match=f"is about a place, which lies elsewhere in the copies of {over}"):
         asked(target, method=sightline.combine("hires-cam", over))  # type: ignore[arg-type]
     assert asked(target, method=sightline.combine("hires-cam", "noise")).mark is not None  # type: ignore[arg-type]
+
+
+def test_a_box_of_yours_where_the_model_has_none_says_how_far_the_nearest_is() -> None:
+    far = asked(sightline.box((0, 16, 16, 32)))  # half of it lies on the model's box, and a third of both together
+    number = next(at for at, one in enumerate(far.predictions, 1) if one.box == (0, 8, 16, 24))
+    name = far.predictions[number - 1].label
+    assert (
+        f"the model has no box like this one: its nearest, {number}: {name}, overlaps it by 33 % (shared area over joint area)"
+        in far.warnings
+    )
+    assert not any("no box like this" in one for one in asked(sightline.box((0, 10, 16, 24))).warnings)

@@ -306,3 +306,9 @@ def test_a_sum_beyond_the_end_of_float16_is_a_number() -> None:
     score.sum().backward()
     assert output.grad is not None
     assert output.grad[0, 0].eq(1).all()
+
+
+def test_what_a_segmentation_says_is_told_as_shares_of_the_pixels() -> None:
+    found = sightline.explain(plain_photo((32, 32)), model(), method="hires-cam")
+    assert found.predictions
+    assert all(one.of_pixels and one.said().endswith(" % of the pixels") for one in found.predictions)

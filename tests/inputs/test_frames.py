@@ -253,6 +253,45 @@ def test_a_layer_with_one_slice_says_that_it_doesnt_tell_when(film: Any) -> None
     assert not any("has one slice" in one for one in deeper.maps[0].warnings)
 
 
+def how_red(films: Tensor) -> np.ndarray[Any, Any]:
+    """As `Red` has it, of a function outside."""
+    assert films.dim() == 5
+    return np.stack([films[:, 0].mean(dim=(1, 2, 3)).numpy(), np.full(len(films), 0.2)], axis=1)
+
+
+def test_a_function_of_films_is_explained_by_its_scores(film: Any) -> None:
+    outside = sightline.adapt(how_red, preprocess=take, frames="all", labels=["red", "other"])
+    film[(film == 128).all(axis=-1)] = 0
+    found = sightline.explain_frames(film, outside, target="red", options={"patch": 8, "stride": 8})
+    assert found.maps[0].method == "occlusion"
+    expected = np.zeros((16, 4, 8))
+    expected[4:12, 2, 5] = 1  # boxes of 4 frames, of which two hold half of the red block each
+    np.testing.assert_allclose(found.raw / found.raw.max(), expected, atol=1e-6)
+    for method in ("grad-cam", "lime"):
+        with pytest.raises(MethodError, match=r"these methods (work|can).*: occlusion, rise$"):
+            sightline.explain_frames(film, outside, method=method)
+
+
+def test_what_an_option_was_left_to_become_is_said_and_written(film: Any, tmp_path: Path) -> None:
+    found = sightline.explain_frames(film, model("all"), target="red", method="occlusion")
+    assert found.maps[0].asked() == "occlusion (patch 4, stride 2, baseline 0.0) at the input"
+    about = json.loads((found.save(tmp_path / "film") / "manifest.json").read_text())
+    assert about["options"] == {"patch": 0, "stride": 0, "baseline": 0.0}
+    assert about["details"] == {"patch": 4, "stride": 2}
+
+
+def test_a_film_says_where_its_colours_end_among_all_of_its_frames(film: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("sightline.frames.sheet", lambda *_, **parts: drawn.append(parts) or Image.new("RGB", (1, 1)))
+    film[1:, ..., 0] = np.random.default_rng(0).integers(128, 256, film[1:, ..., 0].shape)
+    found = sightline.explain_frames(film, model("all"), target="red", method="integrated-gradients")
+    assert found.maps[0].raw.max() <= found.maps[0].scale < np.abs(found.raw).max()
+    found.strip()
+    assert any(one.endswith(f"the strongest is {found.raw.max():.3g}") for one in drawn[0]["captions"])
+    assert drawn[0]["keys"][0].label == "in units of the score, per pixel"
+    assert "red raises the score, blue lowers it" in drawn[0]["captions"]
+
+
 def test_runs_over_photographs_refuse_a_model_of_films_and_one_of_bands(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "photos" / "one.png")

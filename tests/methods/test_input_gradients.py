@@ -747,4 +747,4 @@ def test_the_options_of_a_map_are_in_its_record_and_caption() -> None:
         photo, adapter, method="occlusion", target=1, options={"patch": 8, "baseline": torch.zeros(3, 16, 16)}
     )
     assert found.record()["options"] == {"patch": 8, "stride": 0, "baseline": "array (3, 16, 16)"}
-    assert "occlusion (patch 8, stride 0, baseline array (3, 16, 16)) at the input" in found.caption()
+    assert "occlusion (patch 8, stride 4, baseline array (3, 16, 16)) at the input" in found.caption()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import sightline
 from conftest import assert_close, assert_untouched
 from made_texts import (
     BLUE_PLACES,
@@ -21,6 +23,8 @@ from made_texts import (
     GRID,
     RED_PLACES,
     WORDS,
+    drawn,
+    exact,
     image_processor,
     llava,
     llava_processor,
@@ -31,7 +35,7 @@ from made_texts import (
 )
 from sightline import Adapter, answering, attribute, load_model
 from sightline.cli import main
-from sightline.errors import ModelError
+from sightline.errors import ModelError, TargetError
 from sightline.models.answers import words_of
 
 QUESTION = "what is this ?"
@@ -226,6 +230,26 @@ def test_a_published_model_answers_as_the_live_one(folder: Path, module: Any) ->
     assert_close(found.module(SCENES), slowly(module, SCENES, ["red"]), 1e-4)
     assert share(attribute(x, found, target=0)[0], RED_PLACES) > 0.999
     assert settled(adapter, x, answer="a blue square").labels == ("a", "blue", "square")
+
+
+def test_a_word_that_an_answer_has_twice_is_told_with_its_place(module: Any) -> None:
+    adapter = answering(module, llava_processor(), QUESTION, answer="red blue red", preprocess=exact)
+    maps = sightline.compare(drawn(BOTH), adapter, methods=["grad-cam"], targets=["blue", 0, 2])
+    assert [one.label for one in maps] == ["blue", "red (word 1)", "red (word 3)"]
+    with pytest.raises(TargetError, match=r"'red' fits 2 words of the answer: word:1, word:3\."):
+        sightline.explain(drawn(BOTH), adapter, target="red")
+
+
+def test_the_command_line_tells_the_whole_answer(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn(BOTH).save(tmp_path / "photo.png")
+    command = ["explain", str(tmp_path / "photo.png"), "--model", f"hf:{folder}", "--question", QUESTION]
+    monkeypatch.setattr("sys.argv", ["sightline", *command, "--output", str(tmp_path / "why")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert re.search(r'says: "[^"]+"\n', capsys.readouterr().out)
 
 
 def test_the_command_line_lists_the_layer_that_is_taken(

@@ -21,6 +21,8 @@ from made_texts import (
     RED_PLACES,
     WORDS,
     clip,
+    drawn,
+    exact,
     image_processor,
     saved,
     scene,
@@ -81,6 +83,12 @@ def test_the_map_of_a_text_lies_on_what_it_says(kind: str, method: str) -> None:
 def test_the_map_of_one_free_text_lies_on_what_it_says() -> None:
     adapter = zero_shot(clip(), tokenizer(), "a blue square")
     assert share(attribute(BOTH[None], adapter)[0], BLUE_PLACES) > 0.999
+
+
+def test_places_that_make_up_all_of_a_cosine_are_not_said_to_move_it_little() -> None:
+    """A cosine is blind to length: what speaks for a text and what speaks against it add up to nothing."""
+    adapter = zero_shot(clip(), tokenizer(), PROMPTS, preprocess=exact)
+    assert not any("in the class token before it" in one for one in explain(drawn(BOTH), adapter).warnings)
 
 
 @BOTH_KINDS

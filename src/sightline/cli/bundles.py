@@ -352,12 +352,13 @@ def _say(
     agreements: Sequence[Any] = (),
 ) -> None:
     from sightline.heatmap import agreement_names, cautions
-    from sightline.render.panel import percent
 
     first = found[0]
-    says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:top]) or "no classes"
+    says = ", ".join(one.said() for one in first.predictions[:top]) or "no classes"
     if not first.predictions and first.score is not None:
-        says = f"{first.score:.4g} for {first.label}"
+        says = first.title()
+    if first.mark is not None and first.mark.text:
+        says = f'"{first.mark.text}"'
     say(f"{plain(image)} ({first.photo.width} x {first.photo.height})")
     say(f"  says: {plain(says, 1000)}")
     for one in found:

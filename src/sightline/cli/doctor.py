@@ -27,7 +27,6 @@ def run(model: Chosen) -> None:
 
         import sightline
         from sightline.models.given import Finding
-        from sightline.render.panel import percent
 
     say(
         f"sightline {sightline.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
@@ -71,7 +70,7 @@ def run(model: Chosen) -> None:
     else:
         method = None if adapter.layer else "saliency"
         heatmap = sightline.explain_frames([DEMO], adapter, method=method).maps[0]
-    says = ", ".join(f"{one.label} {percent(one.probability)}" for one in heatmap.predictions[:3])
+    says = ", ".join(one.said() for one in heatmap.predictions[:3]) or heatmap.title()
     say(
         f"a photograph of a cat: {plain(says)}; {heatmap.method} in {time.perf_counter() - started:.2f} s, strongest at {heatmap.peak}"
     )

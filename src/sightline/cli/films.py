@@ -87,12 +87,10 @@ def write_films(
 
 
 def _say(path: Path, place: Path, found: Any, top: int) -> None:
-    from sightline.render.panel import percent
-
     first = found.maps[0]
-    says = ", ".join(f"{one.label} {percent(one.probability)}" for one in first.predictions[:top])
+    says = ", ".join(one.said() for one in first.predictions[:top]) or first.title()
     say(f"{plain(path)} ({found.seen()}, {first.photo.width} x {first.photo.height})")
-    say(f"  says: {plain(says or f'{first.score:.4g} for {first.label}', 1000)}")
+    say(f"  says: {plain(says, 1000)}")
     at, x, y = found.peak
     strongest = f"strongest in {found.label(at)} at x {x}, y {y}" if found.raw.max() > 0 else "nowhere above 0"
     say(

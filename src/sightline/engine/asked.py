@@ -47,6 +47,7 @@ class Asked:
         chance: the probability that the model gives it now, where that isn't told by the class.
         mark: what of the photograph it is about.
         alike: how much what the model finds is like it, where a method defines that otherwise than the score.
+        doubt: what is to be said of it beside every map.
     """
 
     score: Target
@@ -55,3 +56,4 @@ class Asked:
     chance: float | None = None
     mark: Mark | None = None
     alike: Target | None = None
+    doubt: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from sightline.models.adapter import Adapter
 from sightline.models.view import View
 
 Found = Mapping[str, Tensor]
+_SAME = 0.5  # the overlap from which benchmarks of detectors count two boxes as one
 
 
 def box(corners: Corners, label: int | str | None = None) -> Target:
@@ -50,9 +52,18 @@ def box(corners: Corners, label: int | str | None = None) -> Target:
         chosen = int(found["labels"][best])
         name = f"{adapter.label(chosen)} in the box {left:g}, {top:g}, {right:g}, {bottom:g}"
         mark = Mark(box=(left, top, right, bottom))
-        return _asked(name, own, chosen, found, best, mark, mask=None)
+        asked = _asked(name, own, chosen, found, best, mark, mask=None)
+        return replace(asked, doubt=_far(float(over[best]), adapter, found, best))
 
     return _needs_a_model(resolved)
+
+
+def _far(over: float, adapter: Adapter, found: Found, best: int) -> str:
+    """That the model has no box of its own where one was asked about, in words; else nothing."""
+    if over >= _SAME:
+        return ""
+    nearest = f"{in_order(found).index(best) + 1}: {adapter.label(int(found['labels'][best]))}"
+    return f"the model has no box like this one: its nearest, {nearest}, overlaps it by {100 * over:.0f} % (shared area over joint area)"
 
 
 def instance(number: int) -> Target:

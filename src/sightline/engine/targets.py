@@ -310,7 +310,10 @@ def resolve(spec: TargetSpec, adapter: Adapter, output: Any, image: int = 0, vie
     classes = table(output).shape[1]
     index = int(table(output)[image].argmax()) if spec is None else _numbered(spec, adapter, classes)
     mark = _word(adapter, index) if task == "words" else None
-    return Asked(class_logit(index), index, adapter.label(index), mark=mark)
+    label = adapter.label(index)
+    if task == "words" and (adapter.labels or ()).count(label) > 1:
+        label = f"{label} (word {index + 1})"
+    return Asked(class_logit(index), index, label, mark=mark)
 
 
 def _numbered(spec: int | str, adapter: Adapter, classes: int) -> int:

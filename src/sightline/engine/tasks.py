@@ -83,6 +83,9 @@ def class_index(name: str, adapter: Adapter, classes: int) -> int:
     found = exact or [index for index, label in enumerate(labels) if wanted and wanted in spelled(label)]
     if len(found) == 1:
         return found[0]
+    if found and adapter.task == "words":
+        shown = ", ".join(f"word:{index + 1}" for index in found[:8]) + (", ..." if found[8:] else "")
+        raise TargetError(f"{name[:100]!r} fits {len(found)} words of the answer: {shown}. Say which by its number")
     if found:
         shown = ", ".join(f"{labels[index]!r} ({index})" for index in found[:8]) + (", ..." if found[8:] else "")
         raise TargetError(f"{name!r} fits {len(found)} classes: {shown}. Give a whole name or the number")

@@ -207,7 +207,7 @@ def complete(probe: Probe, found: Tensor, risen: float, how: str, more: str = ""
     )
     probe.notes.append(
         f"{how} the score rose by {risen:.4g} and the map sums to {total:.4g}"
-        + (f" ({off * 100:.2g} % off)" if 1e-5 <= off < 10 else "")
+        + (f" ({off * 100:{'.0f' if off >= 0.1 else '.2g'}} % off)" if 1e-5 <= off < 10 else "")
         + (advice if off > 0.05 else "")
     )
 

@@ -77,13 +77,19 @@ def edge_detector(method: Method) -> bool:
 
 
 def _moved_by_places(capture: Capture) -> float | None:
-    """By what share of the score it would change, to first order, if all places said their mean; None where that is no question."""
+    """By what share of the score it would change, to first order, if all places for it, or all against it, said their mean; None where
+    that is no question.
+
+    Not both together: of a cosine, which is blind to length, they add up to nothing even where the places decide all of it.
+    """
     a, g = capture.activations, capture.gradients
     if g is None or capture.scores is None or capture.layout is None or not capture.layout.extra:
         return None
     a, g = a.float(), g.float()
-    moved = float((g * (a - a.mean(dim=(2, 3), keepdim=True))).sum())
-    return abs(moved) / max(abs(float(capture.scores[0])), torch.finfo(torch.float32).tiny)
+    moved = (g * (a - a.mean(dim=(2, 3), keepdim=True))).sum(dim=1)
+    return float(max(moved.relu().sum(), (-moved).relu().sum())) / max(
+        abs(float(capture.scores[0])), torch.finfo(torch.float32).tiny
+    )
 
 
 def floor(method: Method, raw: Tensor, score: float) -> float:

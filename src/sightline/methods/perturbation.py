@@ -62,6 +62,7 @@ def occlusion(
         raise MethodError(
             f"option stride is {stride}; expected at most the patch, {patch}, so that no pixel is left uncovered"
         )
+    probe.details.update(patch=patch, stride=stride)
     covered = baseline_of(baseline, x, probe)[0].reshape(-1, slices, height, width)
     deep, next_slice = (max(1, round(slices * of / shorter)) for of in (patch, stride))
     boxes = [

@@ -228,10 +228,12 @@ def of_volumes(chosen: Method) -> bool:
     return chosen.volumes or chosen.needs in _OF_VOLUMES
 
 
-def check_of_volumes(chosen: Method, options: Mapping[str, Any], layers: Sequence[str | None]) -> None:
+def check_of_volumes(
+    chosen: Method, adapter: Adapter, options: Mapping[str, Any], layers: Sequence[str | None]
+) -> None:
     """Refuses what can't be asked of a film or volume."""
     if not of_volumes(chosen):
-        works = ", ".join(one.name for one in list_methods().values() if of_volumes(one))
+        works = ", ".join(name for name in possible(adapter) if of_volumes(find(name)))
         raise MethodError(
             f"{chosen.name} looks at neighbours on a picture, or draws pictures of its own, and can't be asked of a film or volume "
             f"(B, C, T, H, W); these methods can: {works}"

@@ -108,8 +108,8 @@ def adapt(
 
     Args:
         module: an eager module; `torch.compile` and `DataParallel` are looked through. Or a black box: any callable that takes
-            pictures as `preprocess` makes them, a float tensor (N, C, H, W), and returns scores (N, K) or (N,) as a tensor, an
-            array or a list. It is called without a graph, with several pictures at once; whether several threads may call it at
+            pictures as `preprocess` makes them, a float tensor (N, C, H, W), with `frames` (N, C, T, H, W), and returns scores (N, K)
+            or (N,) as a tensor, an array or a list. It is called without a graph, with several pictures at once; whether several threads may call it at
             once is its own matter.
         layers: the target layer, as [name]; chosen by running the model when left out.
         preprocess: from a PIL picture to a float tensor (C, H, W), such as torchvision's evaluation transforms; or `bands`.
@@ -164,7 +164,8 @@ def adapt(
             )
         if explained is not None or others is not None:
             raise ModelError(
-                "a function is a black box that takes pictures alone: explained and others are for modules"
+                "a function is a black box that is called with the pictures alone: explained and others are for modules; let the function "
+                "give its other inputs itself"
             )
         name = name or getattr(module, "__name__", type(module).__name__).strip("<>")
         parts: dict[str, Any] = {"preprocess": take, "labels": names, "provenance": {"source": "user's function"}}

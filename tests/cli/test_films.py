@@ -200,8 +200,24 @@ def test_a_function_of_films_is_explained_as_a_black_box() -> None:
         sightline.explain_frames(drawn(8), adapter, method="grad-cam")
     found = sightline.explain_frames(drawn(8), adapter, target="corner", options={"patch": 4, "stride": 4})
     assert found.raw.shape == (8, 8, 8)
+    assert "the boxes that cover it are 1 of 8 slices deep, and one begins every 1" in found.maps[0].warnings
     heat = np.abs(found.raw).sum(axis=(1, 2))
     assert heat[2] > 0
     assert heat[[0, 1, 3, 4, 5, 6, 7]].sum() == 0
     assert np.abs(found.raw[2, :4, :4]).sum() == heat[2]
     assert json.loads(json.dumps(found.maps[0].record()))["method"] == "occlusion"
+
+
+def test_random_weights_are_the_same_each_time(cli: Run, film: Path) -> None:
+    asked = (
+        "explain",
+        film / "000.png",
+        "--model",
+        "timm:mobilenetv3_small_050",
+        "--random-weights",
+        "--force",
+        "--json",
+    )
+    (one,), (other,) = cli(*asked).lines, cli(*asked).lines
+    assert one["predictions"] == other["predictions"]
+    assert one["maps"][0]["evidence"] == other["maps"][0]["evidence"]

@@ -45,6 +45,10 @@ class Chosen:
         """
         from sightline.models import load
 
+        if self.said.get("random_weights"):  # the same ones each time
+            import torch
+
+            torch.manual_seed(0)
         adapter = load.load_model(self.name, **self.said, for_layer=for_layer)
         if self.device is not None:
             _move(adapter, self.device)

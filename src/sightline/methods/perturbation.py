@@ -65,6 +65,10 @@ def occlusion(
     probe.details.update(patch=patch, stride=stride)
     covered = baseline_of(baseline, x, probe)[0].reshape(-1, slices, height, width)
     deep, next_slice = (max(1, round(slices * of / shorter)) for of in (patch, stride))
+    if probe.slices:
+        probe.notes.append(
+            f"the boxes that cover it are {deep} of {slices} slices deep, and one begins every {next_slice}"
+        )
     boxes = [
         (slice(at, at + deep), slice(row, row + patch), slice(column, column + patch))
         for at in _starts(slices, deep, next_slice)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sightline
 from made_dense import Colours, TwoBoxes, block_photo, prepared
 from sightline.engine.spoken import parse_target
-from sightline.errors import ImageError, TargetError
+from sightline.errors import TargetError
 
 NAMES = ["background", "cat", "dog"]
 
@@ -209,14 +209,14 @@ def test_a_text_of_spaces_is_read_in_no_time() -> None:
 
 
 def test_a_mask_of_a_name_that_no_file_can_have_is_said() -> None:
-    with pytest.raises(ImageError, match="can't be opened"):
+    with pytest.raises(TargetError, match=r"the mask of the region: .* can't be opened"):
         explained(parse_target("cat@mask\x00.png"), MODELS["segmentation"]())
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"nowhere\.png can't be opened"):
+    with pytest.raises(TargetError, match=r"the mask of the region: .*nowhere\.png can't be opened"):
         explained(parse_target(f"cat@{tmp_path}/nowhere.png"), MODELS["segmentation"]())
-    with pytest.raises(ImageError, match=r"nowhere\.png can't be opened"):
+    with pytest.raises(TargetError, match=r"the picture to compare with: .*nowhere\.png can't be opened"):
         explained(parse_target(f"like:{tmp_path}/nowhere.png"), MODELS["embedding"]())
     with pytest.raises(TargetError, match="gives each pixel a class and has no embedding"):
         explained(parse_target(f"like:{tmp_path}/nowhere.png"), MODELS["segmentation"]())

@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.data.images import Source, read_image
 from sightline.engine.asked import Asked, Mark, Target
 from sightline.engine.tasks import refuse, task_of
-from sightline.errors import ModelError, NonFiniteError, TargetError
+from sightline.errors import ImageError, ModelError, NonFiniteError, TargetError
 from sightline.models.adapter import Adapter, like_weights
 from sightline.models.outputs import described
 from sightline.models.twin import isolated, twin
@@ -44,7 +44,10 @@ def similarity(other: Source) -> Target:
         (last,) = tuple(known) or (None,)  # read once: another thread may ask another model meanwhile
         if last is not None and last[0] is adapter:
             return asked(*last[1:])
-        photo, meta = read_image(other)
+        try:
+            photo, meta = read_image(other)
+        except ImageError as error:  # not of the picture that is explained
+            raise TargetError(f"the picture to compare with: {error}") from error
         x = like_weights(adapter.preprocess(photo)[0][None], adapter.module)
         with isolated(x), torch.no_grad():
             there = embedding(adapter.logits(twin(adapter.module, {})(x)))

@@ -14,7 +14,7 @@ from sightline.engine.asked import Asked, Target, TargetSpec
 from sightline.engine.likeness import similarity
 from sightline.engine.targets import above, binary, log_probability, regression, resolve
 from sightline.engine.tasks import refuse, task_of
-from sightline.errors import SightlineError, TargetError
+from sightline.errors import ImageError, SightlineError, TargetError
 from sightline.models.adapter import Adapter
 from sightline.models.view import View
 
@@ -121,7 +121,11 @@ def _at(name: str | None, place: str, files: bool) -> Target:
         )
     if not files:
         raise TargetError(_NO_FILES)
-    return regions.segment(label, region=read_mask(place))
+    try:
+        mask = read_mask(place)
+    except ImageError as error:  # not of the picture that is explained
+        raise TargetError(f"the mask of the region: {error}") from error
+    return regions.segment(label, region=mask)
 
 
 def _by_task(targets: dict[str, Target], otherwise: Target) -> Target:

@@ -273,11 +273,11 @@ def test_a_function_of_films_is_explained_by_its_scores(film: Any) -> None:
 
 
 def test_what_an_option_was_left_to_become_is_said_and_written(film: Any, tmp_path: Path) -> None:
-    found = sightline.explain_frames(film, model("all"), target="red", method="occlusion")
-    assert found.maps[0].asked() == "occlusion (patch 4, stride 2, baseline 0.0) at the input"
+    found = sightline.explain_frames(film[:4], model("all"), target="red", method="occlusion", options={"stride": 4})
+    assert found.maps[0].asked() == "occlusion (patch 4, stride 4, baseline 0.0) at the input"
     about = json.loads((found.save(tmp_path / "film") / "manifest.json").read_text())
-    assert about["options"] == {"patch": 0, "stride": 0, "baseline": 0.0}
-    assert about["details"] == {"patch": 4, "stride": 2}
+    assert about["options"] == {"patch": 0, "stride": 4, "baseline": 0.0}
+    assert about["details"] == {"patch": 4, "stride": 4}
 
 
 def test_a_film_says_where_its_colours_end_among_all_of_its_frames(film: Any, monkeypatch: pytest.MonkeyPatch) -> None:

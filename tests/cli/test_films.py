@@ -19,7 +19,7 @@ from conftest import assert_close
 from sightline.errors import MethodError, ModelError, WeightsError
 from sightline.models import load as loading
 from sightline.models.adapter import Adapter
-from sightline.models.torchvision import film_names
+from sightline.models.torchvision import film_names, frames_of
 
 RANDOM = ("--model", "torchvision:r3d_18", "--random-weights")
 
@@ -144,14 +144,16 @@ def test_every_classifier_of_films_is_listed(cli: Run) -> None:
     assert all(f"torchvision:{name}" in listed for name in film_names())
 
 
-@pytest.mark.parametrize(
-    ("name", "frames"), [("r3d_18", 16), pytest.param("mvit_v2_s", 16, marks=pytest.mark.slow), pytest.param("s3d", 128, marks=pytest.mark.slow), pytest.param("swin3d_t", 32, marks=pytest.mark.slow)]
-)  # fmt: skip
-def test_the_input_is_torchvisions_own(name: str, frames: int) -> None:
+@pytest.mark.parametrize("name", film_names())
+def test_as_many_frames_are_taken_as_the_official_weights_were_tested_with(name: str) -> None:
+    assert f"clip_len={frames_of(name)}`" in models.get_model_weights(name).DEFAULT.meta["_docs"]
+
+
+@pytest.mark.parametrize("name", ["r3d_18", pytest.param("mvit_v2_s", marks=pytest.mark.slow)])
+def test_the_input_is_torchvisions_own(name: str) -> None:
     adapter = sightline.load_model(f"torchvision:{name}", random_weights=True)
     record = models.get_model_weights(name).DEFAULT
-    assert f"clip_len={frames}" in record.meta["_docs"]
-    assert adapter.frames == frames
+    assert adapter.frames == frames_of(name)
     assert adapter.labels == tuple(record.meta["categories"])
     shots = drawn(3)
     film = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in shots])

@@ -107,7 +107,7 @@ def _of_films(name: str, given: Given) -> Adapter:
         return found
 
     module, given, classes, origin, found = _filled(name, given, record, make)
-    count = next((count for kind, count in _FRAMES.items() if name.startswith(kind)), _USUAL_FRAMES)
+    count = frames_of(name)
     own = {
         "size": tuple(reversed(transform.crop_size)),
         "resize": tuple(reversed(transform.resize_size)),
@@ -172,6 +172,11 @@ def names() -> tuple[str, ...]:
     from torchvision import models
 
     return tuple(models.list_models(module=models))
+
+
+def frames_of(name: str) -> int:
+    """How many frames a classifier of films is given."""
+    return next((count for kind, count in _FRAMES.items() if name.startswith(kind)), _USUAL_FRAMES)
 
 
 @lru_cache(maxsize=1)

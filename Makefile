@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# What is used is compiled when it is first used: the rest is most of it.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 IMAGE ?= src/sightline/data/demo/coffee.jpg
 OUT ?= sightline-out
 
@@ -39,9 +40,11 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@echo "installing (torch is large: a few minutes)"
 	$(PIP) --editable .
 	@touch $@
-$(VENV)/.dev: $(VENV)/.base
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing (torch is large: a few minutes)"
 	$(PIP) --editable '.[test,check]'
-	@touch $@
+	@touch $(VENV)/.base $@
 $(VENV)/.app: $(VENV)/.base
 	$(PIP) --editable '.[app]'
 	@touch $@

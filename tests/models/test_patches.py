@@ -19,7 +19,7 @@ from conftest import assert_close, assert_untouched
 from made_texts import WORDS, saved, tokenizer
 from sightline import Adapter, answering, attribute, load_model
 from sightline.errors import ImageError, ModelError
-from sightline.models.answers import _another
+from sightline.models.answers import _another, _generated
 from sightline.models.patches import Patches, patches_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # of GLM-4V's processor, which is asked itself here
@@ -80,6 +80,10 @@ def made(kind: str, depth: int = 2) -> tuple[Any, Any]:
 
 def pictures(count: int = 2, height: int = 48, width: int = 64) -> Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def settled(adapter: Adapter, x: Tensor, **more: Any) -> Adapter:
@@ -262,7 +266,7 @@ def test_photographs_of_any_shape_have_maps_of_their_shape(kind: str) -> None:
     module, processor = made(kind)
     adapter = answering(module, processor, QUESTION, answer="a red square")
     for size, grid in (((90, 60), (4, 6)), ((40, 100), (6, 2))):
-        photo = Image.effect_noise(size, 60).convert("RGB")
+        photo = noise(*size)
         heatmap = sightline.explain(photo, adapter, target="red")
         assert heatmap.raw.shape == grid
         assert heatmap.view.input == (16 * grid[1], 16 * grid[0])
@@ -294,7 +298,7 @@ def test_a_published_model_answers_as_the_live_one(kind: str, tmp_path: Path) ->
     x = pictures()
     one, other = (settled(each, x[:1], answer="a red square") for each in (loaded, live))
     assert_close(one.module(x), other.module(x), 1e-4)
-    photo = Image.effect_noise((90, 60), 60).convert("RGB")
+    photo = noise(90, 60)
     assert loaded.preprocess is not None
     assert live.preprocess is not None
     # Of files Pillow resizes, and rounds to a colour otherwise than torchvision does here.
@@ -368,14 +372,14 @@ def test_a_picture_that_would_be_resized_twice_keeps_its_input() -> None:
         "longest_edge": 64 * 64,
     }  # 90 x 60 becomes less than that, which would become more
     processor.image_processor = hugging.Glm4vImageProcessor(**_SIZES | {"size": area})
-    photo = Image.effect_noise((90, 60), 60).convert("RGB")
+    photo = noise(90, 60)
     heatmap = sightline.explain(photo, answering(module, processor, QUESTION, answer="a red"), target="red")
     assert heatmap.view.input == (16 * heatmap.raw.shape[1], 16 * heatmap.raw.shape[0])
 
 
 def test_pictures_that_are_bytes_and_such_as_cannot_be_cut_up_are_told_apart() -> None:
     module, processor = made("qwen2")
-    photo = Image.effect_noise((90, 60), 60).convert("RGB")
+    photo = noise(90, 60)
     processor.image_processor = hugging.Qwen2VLImageProcessor(**_SIZES, do_rescale=False, do_normalize=False)
     assert patches_of(processor.image_processor) == PATCHES
     adapter = answering(module, processor, QUESTION, answer="a red")
@@ -426,6 +430,22 @@ def test_an_answer_that_holds_the_sign_for_a_picture_is_refused_in_a_sentence(mo
     monkeypatch.setattr("sightline.models.answers._generated", say_it)
     with pytest.raises(ModelError, match="a sign that stands for a picture"):
         settled(adapter, x)
+
+
+@pytest.mark.parametrize("heard", [0, 1])
+def test_given_words_are_scored_also_where_the_model_itself_would_say_a_sign_for_a_picture(
+    heard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, processor = made("qwen2")
+    adapter, sign, x = answering(module, processor, QUESTION), module.config.image_token_id, pictures(1)
+    wanted = settled(adapter, x, answer="a red").module(x)
+
+    def then_a_sign(*asked: Any) -> tuple[list[int], Tensor]:
+        own, steps = _generated(*asked)
+        return [*own[:heard], sign], torch.cat([steps[:heard], torch.zeros_like(steps[:1])])
+
+    monkeypatch.setattr("sightline.models.answers._generated", then_a_sign)
+    assert_close(settled(adapter, x, answer="a red").module(x), wanted, 1e-6)
 
 
 def test_another_token_is_none_that_stands_for_a_picture() -> None:

@@ -327,7 +327,9 @@ def _settled(adapter: Adapter, asking: Asking, x: Tensor, answer: str | None = N
         )
     words, owner = words_of(_tokenizer(asking.processor), ids)
     module = forced(asking, given, ids, owner, len(words))
-    _check_forced(adapter, asking, x, given, own, steps)
+    heard = next((at for at, one in enumerate(own) if one in _signs(asking.module)), len(own))
+    if heard:  # up to a sign for a picture, which would be counted as one
+        _check_forced(adapter, asking, x, given, own[:heard], steps[:heard])
     _check_forced(adapter, asking, x, given, ids, None)
     found = (
         layer_for(asking, x.shape[-2], x.shape[-1]) if adapter.layer is None else (adapter.layer, adapter.layer_reason)

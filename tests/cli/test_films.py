@@ -82,6 +82,9 @@ def test_several_films_go_on_past_a_broken_one(films: Run, film: Path) -> None:
     assert "failed: broken.gif" in result.err
     assert "1 of 3 films failed; the others are done" in result.err
     assert {one.name for one in Path("sightline-out").iterdir()} == {"good", "clip"}
+    (line,) = films("explain", "broken.gif", "--film", *RANDOM, "--json").lines
+    assert line["image"] == "broken.gif"
+    assert line["error"]
 
 
 def test_ctrl_c_leaves_nothing_half_written(films: Run, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,7 @@ def write_bundles(
     check_style(style, colormap)
     if trust not in (None, "quick", "full"):
         raise MetricError(f"--trust {trust}; expected nothing behind it, quick or full")
-    failed: list[tuple[Path, str]] = []
-    done = 0
-    try:
+    with one_by_one("picture", len(images), folder, ", and --skip-existing goes on from there") as course:
         with waiting(f"loading {model}"):
             from sightline.engine.spoken import parse_target
             from sightline.engine.targets import margin
@@ -146,30 +145,54 @@ def write_bundles(
                         cards=cards,
                         agreements=agreements,
                     )
-                except (ImageError, NonFiniteError, MemoryError, TargetError, LayerError, MethodError) as error:
-                    if done == len(failed) and isinstance(error, TargetError | LayerError | MethodError):
-                        raise  # what was asked for is wrong, not this picture
-                    failed.append((image, str(error) or "not enough memory"))
-                    if as_json:
-                        say(json.dumps({"image": str(image), "size": None, "error": str(error)}))
+                except FAILURES as error:
+                    course.fail(image, error, as_json)
                 else:
                     (_say_json if as_json else _say)(image, place, found, top, cards, agreements)
-                done += 1
+                course.done += 1
                 step()
+
+
+# What one picture may fail with while the others go on.
+FAILURES = (ImageError, NonFiniteError, MemoryError, TargetError, LayerError, MethodError)
+
+
+@dataclass
+class Course:
+    """How far a command has come with many pictures or films: how many are behind it, and which failed, with the reason."""
+
+    done: int = 0
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+
+    def fail(self, path: Path, error: Exception, as_json: bool) -> None:
+        """Notes a picture that failed; raises the error where what was asked for is wrong, and not this picture."""
+        if self.done == len(self.failed) and isinstance(error, TargetError | LayerError | MethodError):
+            raise error
+        self.failed.append((path, str(error) or "not enough memory"))
+        if as_json:
+            say(json.dumps({"image": str(path), "size": None, "error": str(error)}))
+
+
+@contextmanager
+def one_by_one(what: str, of: int, folder: Path, more: str = "") -> Iterator[Course]:
+    """Tells at the end which failed (exit code 1), and at Ctrl-C what is kept (130) and `more` of how to go on."""
+    course = Course()
+    try:
+        yield course
     except KeyboardInterrupt:
         tell(
-            f"stopped after {done} of {len(images)} pictures; what is in {folder} is complete, and --skip-existing goes on from there"
-            if done
-            else "stopped before the first picture was done; nothing was written"
+            f"stopped after {course.done} of {of} {what}s; what is in {folder} is complete{more}"
+            if course.done
+            else f"stopped before the first {what} was done; nothing was written"
         )
         raise typer.Exit(130) from None
     finally:
-        for image, reason in failed:
-            about = "" if reason.startswith(str(image)) else f"{plain(image)}: "
+        for path, reason in course.failed:
+            about = "" if reason.startswith(str(path)) else f"{plain(path)}: "
             tell(f"failed: {about}{plain(reason, 1000)}")
-    if failed:
-        others = "" if len(failed) == len(images) else "; the others are done"
-        tell(f"{len(failed)} of {len(images)} pictures failed{others}")
+    if course.failed:
+        others = "" if len(course.failed) == of else "; the others are done"
+        tell(f"{len(course.failed)} of {of} {what}s failed{others}")
         raise typer.Exit(1)
 
 

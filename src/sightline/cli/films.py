@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from sightline.cli.bundles import Shown, bars, check_style, name_folders, parsed_option
+from sightline.cli.bundles import FAILURES, Shown, bars, check_style, name_folders, one_by_one, parsed_option
 from sightline.cli.model import Chosen
-from sightline.cli.output import plain, say, tell, waiting
-from sightline.errors import ImageError, LayerError, MethodError, NonFiniteError, TargetError
+from sightline.cli.output import plain, say, waiting
+from sightline.errors import MethodError
 
 
 def write_films(
@@ -41,9 +39,7 @@ def write_films(
     places = name_folders(paths, folder)
     given = dict(parsed_option(text, "--option") for text in options)
     check_style(style, colormap)
-    failed: list[tuple[Path, str]] = []
-    done = 0
-    try:
+    with one_by_one("film", len(paths), folder) as course:
         with waiting(f"loading {model}"):
             from sightline.engine.spoken import parse_target
             from sightline.frames import explain_frames
@@ -61,29 +57,12 @@ def write_films(
                         memory_mb=memory_mb, progress=within, max_calls=max_calls, told=shown.tell,
                     )  # fmt: skip
                     found.save(place, style=style, colormap=colormap, force=force)
-                except (ImageError, NonFiniteError, MemoryError, TargetError, LayerError, MethodError) as error:
-                    if done == len(failed) and isinstance(error, TargetError | LayerError | MethodError):
-                        raise  # what was asked for is wrong, not this film
-                    failed.append((path, str(error) or "not enough memory"))
+                except FAILURES as error:
+                    course.fail(path, error, as_json)
                 else:
                     _say_json(path, place) if as_json else _say(path, place, found, top)
-                done += 1
+                course.done += 1
                 step()
-    except KeyboardInterrupt:
-        tell(
-            f"stopped after {done} of {len(paths)} films; what is in {folder} is complete"
-            if done
-            else "stopped before the first film was done; nothing was written"
-        )
-        raise typer.Exit(130) from None
-    finally:
-        for path, reason in failed:
-            tell(f"failed: {'' if reason.startswith(str(path)) else f'{plain(path)}: '}{plain(reason, 1000)}")
-    if failed:
-        tell(
-            f"{len(failed)} of {len(paths)} films failed{'' if len(failed) == len(paths) else '; the others are done'}"
-        )
-        raise typer.Exit(1)
 
 
 def _say(path: Path, place: Path, found: Any, top: int) -> None:
